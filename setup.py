@@ -1,0 +1,48 @@
+"""Packaging of unimo_ds. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="unimo_ds",
+    version="0.1.0",
+    description="Pre-training and fine-tuning of UNIMO (ACL 2021) on PyTorch and DeepSpeed",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["unimo_ds", "unimo_ds.*"]),
+    package_data={"unimo_ds": ["py.typed", "vision/weights/*.safetensors", "demo/*.html"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision",
+        "deepspeed>=0.19",
+        "transformers>=4.50",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "lmdb",
+        "xxhash",
+        "h5py",
+        "pillow",
+        "pydantic>=2",
+        "pyyaml",
+        "tensorboard",
+        "typer",
+    ],
+    extras_require={
+        "report": ["matplotlib", "jinja2"],
+        "bench": ["msgpack", "msgpack-numpy"],
+        "dev": [
+            "hypothesis",
+            "import-linter",
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["unimo-ds=unimo_ds.cli:main"]},
+)

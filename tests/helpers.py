@@ -1,0 +1,77 @@
+"""Small inputs shared by tests: random regions, packed batches, a tokenizer that needs no files."""
+
+import numpy as np
+
+from unimo_ds.batch import Batch, Kind, Target
+from unimo_ds.config import MaskingSection, ModelSection
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.sequences import Member, Sequence, ViewMaker
+from unimo_ds.regions import Regions
+
+WIDTH, CLASSES, VOCABULARY = 24, 20, 100
+
+TINY = ModelSection(
+    size="tiny",
+    hidden_size=32,
+    layers=2,
+    heads=2,
+    vocabulary_size=VOCABULARY,
+    feature_width=WIDTH,
+    region_classes=CLASSES,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+
+
+class WordsTokenizer:
+    """Every id is a word."""
+
+    size = VOCABULARY
+    mask = VOCABULARY - 1
+    starts_word_V = np.ones(VOCABULARY, dtype=bool)
+
+
+def random_regions(rng: np.random.Generator, count: int, width: int = WIDTH, kept: int = 4) -> Regions:
+    corners = rng.random((count, 2)) * 100
+    sizes = rng.random((count, 2)) * 50 + 5
+    return Regions(
+        200,
+        160,
+        np.concatenate([corners, corners + sizes], axis=1).astype("f4"),
+        rng.random((count, width)).astype("f2"),
+        rng.integers(0, CLASSES, (count, kept)).astype("u2"),
+        rng.random((count, kept)).astype("f2"),
+        rng.integers(0, 5, count).astype("u2"),
+        rng.random(count).astype("f2"),
+    )
+
+
+def view_maker() -> ViewMaker:
+    return ViewMaker(WordsTokenizer(), MaskingSection())  # type: ignore[arg-type]
+
+
+def random_batch(seed: int, pairs: int = 0, texts: int = 0, images: int = 0, first_group: int = 0, vary: bool = True) -> Batch:
+    """A packed batch with every objective that its samples allow."""
+    rng = np.random.default_rng(seed)
+    packer, views = Packer(WIDTH, 100), view_maker()
+    for number in range(pairs):
+        image, shown = packer.add_image(random_regions(rng, int(rng.integers(3, 9))))
+        tokens = rng.integers(4, VOCABULARY - 1, int(rng.integers(5, 14)) if vary else 8)
+        packer.add(Sequence(image=image, regions=shown, text=views.masked_text(tokens, rng)))
+        packer.add(Sequence(image=image, regions=shown, text=views.generated_text(tokens), causal=True, target=Target.SEQ2SEQ))
+        pair = packer.add_pair(first_group + number)
+        packer.add(Sequence(image=image, regions=shown, text=views.whole_text(tokens), member=Member(pair, Kind.PAIR)))
+        packer.add(Sequence(image=image, regions=shown, text=views.whole_text(tokens[::-1]), member=Member(pair, Kind.NEGATIVE)))
+        packer.add(Sequence(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
+        packer.add(Sequence(text=views.whole_text(tokens), member=Member(pair, Kind.ALONE)))
+    for _ in range(texts):
+        tokens = rng.integers(4, VOCABULARY - 1, 24)
+        packer.add(Sequence(text=views.masked_text(tokens, rng)))
+        fragments = views.fragments_of_text(tokens, rng)
+        assert fragments is not None
+        packer.add(Sequence(text=fragments, causal=True, target=Target.SEQ2SEQ))
+    for _ in range(images):
+        regions = random_regions(rng, 7)
+        image, shown = packer.add_image(regions)
+        packer.add(Sequence(image=image, regions=shown, hidden=views.hidden_regions(regions, shown, rng)))
+    return packer.build()

@@ -1,0 +1,70 @@
+"""The command line: `unimo-ds COMMAND`. Each command parses its words and makes one call."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unimo_ds.errors import UnimoError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, as many as you like")]
+
+
+@app.command()
+def pretrain(config: Annotated[Path, typer.Argument(help="the run, as YAML")], overrides: Overrides = None) -> None:
+    """Pre-train in this process; for several ranks start `deepspeed --module unimo_ds.pretrain` or srun with the same words."""
+    from unimo_ds.pretrain import main as run
+
+    raise typer.Exit(run([str(config), *(overrides or [])]))
+
+
+@app.command()
+def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], overrides: Overrides = None) -> None:
+    """Tokenise a run's corpora ahead of the run; done before, it is reused."""
+    from unimo_ds.config import load_config
+    from unimo_ds.data.corpus import prepare_corpora
+
+    run = load_config(config, overrides or [])
+    held_out = [run.evaluation.pairs] if run.evaluation else []
+    for corpus in prepare_corpora(run.data, [*run.data.corpora, *held_out]):
+        manifest = corpus.manifest
+        typer.echo(f"{corpus.name}: {manifest['samples']:,} samples, {manifest['tokens']:,} tokens, {manifest['images']:,} images")
+
+
+@app.command()
+def evaluate(run: Annotated[Path, typer.Argument(help="a run folder or a checkpoint")], overrides: Overrides = None) -> None:
+    """Retrieval, masked words and captions of a checkpoint on its held-out pairs; writes evaluation.json."""
+    from unimo_ds.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(run, overrides or [])
+
+
+@app.command()
+def train_tokenizer(
+    texts: Annotated[list[Path], typer.Argument(help="plain-text or COCO captions files")],
+    out: Annotated[Path, typer.Option(help="folder for vocab.json and merges.txt")],
+    size: Annotated[int, typer.Option(help="vocabulary size at most")] = 8000,
+) -> None:
+    """Train a small byte-level BPE of RoBERTa's form on your own text."""
+    from unimo_ds.data.records import read_records
+    from unimo_ds.tokenizer import train_tokenizer as train
+
+    def lines() -> Iterator[str]:
+        for path in texts:
+            file_format = {".json": "coco_captions", ".jsonl": "json_lines"}.get(path.suffix, "plain_text")
+            yield from (record.text for record in read_records(path, file_format, False, typer.echo))
+
+    train(lines(), size, out)
+    typer.echo(f"{out}: written")
+
+
+def main() -> None:
+    """Entry point; an error that is the user's to mend is one line, not a traceback."""
+    try:
+        app()
+    except UnimoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

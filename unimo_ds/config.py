@@ -1,0 +1,291 @@
+"""A whole run as typed, validated data: one YAML file, `a.b=c` overrides, unknown keys refused.
+
+Every default that the paper or the original release states is marked with its place in the specification; every default
+that is our choice says so. `load_config` is the only way in; `dump_config` writes a file that `load_config` reads back.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unimo_ds.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; a key that is not in it is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "layers": 3, "heads": 4},
+    "small": {"hidden_size": 256, "layers": 4, "heads": 4},
+    "base": {"hidden_size": 768, "layers": 12, "heads": 12},  # spec 2.2
+    "large": {"hidden_size": 1024, "layers": 24, "heads": 16},  # spec 2.2
+}
+
+
+class ModelSection(Section):
+    """Shape of the Transformer. `size` fills whatever of hidden_size, layers and heads is not given."""
+
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    hidden_size: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.1
+    max_positions: PositiveInt = 514
+    # The three below are taken from the tokenizer and the regions store; given here, they are checked against them.
+    vocabulary_size: PositiveInt = 50265
+    feature_width: PositiveInt = 2048
+    region_classes: PositiveInt = 1601
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_size(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return {**SIZES.get(given.get("size", "base"), {}), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSection":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class CorpusSection(Section):
+    """One corpus of the mixture."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    kind: Literal["pairs", "texts", "images"]
+    format: Literal["coco_captions", "json_lines", "plain_text", "regions"]
+    path: Path | None = None  # the captions or texts; images alone need none
+    regions: Path | None = None  # the regions store; texts need none
+    per_step: Count = 0  # samples of a step that come from here, over all ranks
+
+    @model_validator(mode="after")
+    def _paths_fit_kind(self) -> "CorpusSection":
+        allowed = {
+            "pairs": ("coco_captions", "json_lines"),
+            "texts": ("plain_text", "json_lines"),
+            "images": ("regions",),
+        }[self.kind]
+        if self.format not in allowed:
+            raise ValueError(f"format {self.format!r} does not fit kind {self.kind!r}; allowed: {', '.join(allowed)}")
+        if self.kind != "images" and self.path is None:
+            raise ValueError(f"kind {self.kind!r} needs a path")
+        if self.kind != "texts" and self.regions is None:
+            raise ValueError(f"kind {self.kind!r} needs regions: the folder of its regions store")
+        return self
+
+
+class DataSection(Section):
+    """What is read, and how much of it makes a step."""
+
+    corpora: Annotated[list[CorpusSection], Field(min_length=1)]
+    tokenizer: Path  # a folder with vocab.json and merges.txt of RoBERTa's form
+    prepared: Path = Path("data/prepared")  # tokenised corpora are kept here and reused
+    max_text_tokens: Annotated[int, Field(ge=8)] = 512  # with [CLS] and [SEP]; spec 1.5
+    max_regions: PositiveInt = 100  # spec 1.5
+    positions_per_micro_batch: PositiveInt = 8192  # budget of a rank's packed stream: the knob for memory
+    workers: Count = 1  # loader processes a rank
+    prefetch_steps: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "DataSection":
+        names = [corpus.name for corpus in self.corpora]
+        if len(set(names)) != len(names):
+            raise ValueError(f"corpora must have different names, got {names}")
+        return self
+
+
+class MaskingSection(Section):
+    """How inputs are masked (spec 4.2, 4.3)."""
+
+    token_rate: Rate = 0.15
+    span_geometric: Annotated[float, Field(gt=0, le=1)] = 0.2
+    span_longest: PositiveInt = 10  # in words; SpanBERT's clip, UNIMO does not say
+    fragment_rate: Rate = 0.25
+    fragment_shortest: PositiveInt = 4
+    fragment_longest: PositiveInt = 32
+    region_rate: Rate = 0.15
+    region_overlap: Rate = 0.4  # 0.4 base, 0.3 large (spec 11.1)
+
+
+class CmclSection(Section):
+    """Cross-modal contrastive learning (spec 4.1, 11.5 to 11.8)."""
+
+    weight: Weight = 1.0  # 0 switches the objective off
+    in_batch: Weight = 1.0  # weight of the similarity matrix of the global batch; 0: the paper's form
+    hard_negatives: Count = 2  # captions jointly encoded with the image of another caption, a pair
+    temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07  # where the learned temperature starts
+
+
+class ObjectivesSection(Section):
+    """Weight of each objective in the loss; 0 switches it off."""
+
+    mlm: Weight = 1.0
+    seq2seq: Weight = 1.0
+    mrfr: Weight = 1.0
+    mrc: Weight = 1.0
+    cmcl: CmclSection = CmclSection()
+    masking: MaskingSection = MaskingSection()
+
+    @property
+    def regions(self) -> bool:
+        """Whether any objective masks regions."""
+        return self.mrfr > 0 or self.mrc > 0
+
+
+class TrainingSection(Section):
+    """Optimisation, checkpoints and logging."""
+
+    steps: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5  # spec 6
+    warmup_steps: Count = 0
+    weight_decay: Weight = 0.01  # ours (spec 11.25)
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    gradient_clipping: Weight = 1.0  # global norm; 0: none
+    precision: Literal["fp32", "bf16"] = "bf16"
+    activation_checkpointing: bool = False
+    deepspeed: Path = Path("ds_configs/zero3.json")
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 3
+    log_every: PositiveInt = 10
+    log_samples: bool = False  # write the sample ids of every step to samples-rank*.jsonl
+    collective_timeout_seconds: PositiveInt = 600
+    stop_after_minutes: Annotated[float, Field(gt=0)] | None = None  # save and end early, to be resumed
+
+
+class EvaluationSection(Section):
+    """Held-out pairs on which retrieval, masked words and captions are measured."""
+
+    pairs: CorpusSection
+    every: Count = 0  # steps between evaluations; 0: only at the end
+    candidates: PositiveInt = 200  # images among which each caption must find its own
+    captions: Count = 8  # generated captions shown
+    caption_tokens: PositiveInt = 24
+
+
+class RunConfig(Section):
+    """The whole run."""
+
+    folder: Path  # receipt, logs and checkpoints; started again, the run goes on from there
+    seed: Count = 1
+    init: Path | None = None  # a checkpoint folder whose weights are the start
+    model: ModelSection = ModelSection()
+    data: DataSection
+    objectives: ObjectivesSection = ObjectivesSection()
+    training: TrainingSection
+    evaluation: EvaluationSection | None = None
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML file and applies `key.path=value` overrides.
+
+    Raises:
+        ConfigError: one message that names every wrong key, its value and what is allowed.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
+    for override in overrides:
+        _apply_override(content, override)
+    return parse_config(content, str(path))
+
+
+def parse_config(content: dict[str, Any], source: str) -> RunConfig:
+    """Validates `content`; `source` names it in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, a valid input of `load_config`."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _apply_override(content: Any, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r}: an override has the form key.path=value, for example training.steps=100")
+    *parents, last = key.split(".")
+    place = content
+    for name in parents:
+        if isinstance(place, list):
+            place = place[_list_index(place, name, key)]
+        else:
+            place = place.setdefault(name, {})
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"{key}: {name!r} is a single value, it has no keys below it")
+    parsed = yaml.safe_load(value)
+    if isinstance(place, list):
+        place[_list_index(place, last, key)] = parsed
+    else:
+        place[last] = parsed
+
+
+def _list_index(items: list[Any], name: str, key: str) -> int:
+    """The index `name` stands for: a number, or the `name` of a corpus."""
+    for index, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == name:
+            return index
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    names = [str(item.get("name", index)) for index, item in enumerate(items) if isinstance(item, dict)]
+    raise ConfigError(f"{key}: no entry {name!r}; there are {', '.join(names)}")
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem in words, with a suggestion for an unknown key."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        siblings = _keys_beside(problem["loc"])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(siblings)}"
+        return f"unknown key {where} = {problem['input']!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} = {problem['input']!r}: {problem['msg']}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section holding the last part of `location` knows."""
+    section: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None

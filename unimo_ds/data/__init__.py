@@ -1,0 +1,1 @@
+"""From files to packed batches: the regions store, corpora, data order, masking, packing, loading."""

@@ -1,0 +1,250 @@
+"""A corpus made ready for training: token ids, image keys and region counts in memory-mapped arrays.
+
+Tokenising happens once, not in every epoch of every rank, and lengths are known without touching a record: that is what
+lets every rank compute the same plan of a step. The folder's name holds a fingerprint of all that went in, so a changed
+input makes a new folder and an unchanged one is reused. It is written under another name and renamed when whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from unimo_ds.config import CorpusSection, DataSection
+from unimo_ds.data.records import Record, read_records
+from unimo_ds.data.store import RegionStore
+from unimo_ds.errors import DataError
+from unimo_ds.progress import track
+from unimo_ds.tokenizer import Tokenizer
+
+_VERSION = 1
+_TOKENISED_AT_ONCE = 1000
+_SHOWN_REJECTS = 5
+_NO_IMAGE = -1
+
+
+class Corpus:
+    """A prepared corpus: N samples, each a text, an image, or both.
+
+    Args:
+        folder: what `prepare_corpus` returned.
+        section: the corpus's configuration.
+    """
+
+    def __init__(self, folder: Path, section: CorpusSection) -> None:
+        self.section = section
+        self.name = section.name
+        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self._tokens = np.memmap(folder / "tokens.bin", np.uint16 if self.manifest["narrow"] else np.uint32, mode="r")
+        self._offsets = np.load(folder / "token_offsets.npy", mmap_mode="r")
+        self._images = np.load(folder / "images.npy", mmap_mode="r")
+        self._region_counts = np.load(folder / "region_counts.npy", mmap_mode="r")
+        self._key_bytes = np.memmap(folder / "keys.bin", np.uint8, mode="r")
+        self._key_offsets = np.load(folder / "key_offsets.npy", mmap_mode="r")
+        self.store = RegionStore(section.regions) if section.regions is not None else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def tokens(self, index: int) -> npt.NDArray[np.int64]:
+        """Token ids of sample `index`, without special tokens."""
+        return self._tokens[self._offsets[index] : self._offsets[index + 1]].astype(np.int64)
+
+    def token_count(self, index: int) -> int:
+        """Number of tokens of sample `index`."""
+        return int(self._offsets[index + 1] - self._offsets[index])
+
+    def region_count(self, index: int) -> int:
+        """Number of regions of the image of sample `index`, as stored."""
+        return int(self._region_counts[self._images[index]])
+
+    def image_key(self, index: int) -> str:
+        """Key, in the regions store, of the image of sample `index`."""
+        return self._key(int(self._images[index]))
+
+    def image_group(self, index: int) -> int:
+        """A number that samples of one image share and others do not: positives of the similarity matrix."""
+        return xxhash.xxh3_64_intdigest(f"{self.name}/{self.image_key(index)}".encode()) >> 1
+
+    def _key(self, image: int) -> str:
+        return bytes(self._key_bytes[self._key_offsets[image] : self._key_offsets[image + 1]]).decode()
+
+
+def prepare_corpora(data: DataSection, corpora: list[CorpusSection], show: bool = True) -> list[Corpus]:
+    """Prepares those of `corpora` that are not ready, and opens all."""
+    tokenizer = Tokenizer(data.tokenizer)
+    return [Corpus(prepare_corpus(section, data, tokenizer, show), section) for section in corpora]
+
+
+def prepare_corpus(section: CorpusSection, data: DataSection, tokenizer: Tokenizer, show: bool = True) -> Path:
+    """Tokenises one corpus into `data.prepared`, unless that was done before from the same input.
+
+    Args:
+        section: the corpus.
+        data: says where prepared corpora are kept and how long a text may be.
+        tokenizer: the run's tokenizer.
+        show: report progress and rejected records.
+
+    Returns:
+        The prepared folder.
+
+    Raises:
+        DataError: the corpus cannot be read, or has not one usable record.
+    """
+    store = RegionStore(section.regions) if section.regions is not None else None
+    folder = data.prepared / f"{section.name}-{_fingerprint(section, data, tokenizer, store)}"
+    if (folder / "manifest.json").exists():
+        return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        _write_corpus(temporary, section, data, tokenizer, store, show)
+        if not (folder / "manifest.json").exists():  # another process may have been faster
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _fingerprint(section: CorpusSection, data: DataSection, tokenizer: Tokenizer, store: RegionStore | None) -> str:
+    """Hash of all that decides the prepared arrays; a file counts by size and time of change, it may be huge."""
+    source: Any = None
+    if section.path is not None:
+        try:
+            status = section.path.stat()
+        except OSError as error:
+            raise DataError(f"corpus {section.name}: {section.path}: cannot be read: {error.strerror}") from error
+        source = (str(section.path.resolve()), status.st_size, status.st_mtime_ns)
+    parts = (_VERSION, section.kind, section.format, source, tokenizer.fingerprint, data.max_text_tokens)
+    regions = json.dumps(store.manifest, sort_keys=True) if store else ""
+    return hashlib.sha256(repr((*parts, regions)).encode()).hexdigest()[:12]
+
+
+class _Rejects:
+    """Counts rejected records and keeps the first few reasons for the report."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reasons: list[str] = []
+
+    def __call__(self, reason: str) -> None:
+        self.count += 1
+        if len(self.reasons) < _SHOWN_REJECTS:
+            self.reasons.append(reason)
+
+    def report(self, name: str, used: int) -> None:
+        if self.count:
+            reasons = "".join(f"\n  {reason}" for reason in self.reasons)
+            more = f"\n  and {self.count - len(self.reasons)} more" if self.count > len(self.reasons) else ""
+            print(f"corpus {name}: {self.count} records left out, {used} used:{reasons}{more}", file=sys.stderr)
+
+
+def _records(section: CorpusSection, store: RegionStore | None, rejects: _Rejects) -> Iterator[Record]:
+    if section.format == "regions":
+        assert store is not None  # by the section's own validation
+        yield from (Record("", key) for key in store.keys())
+        return
+    assert section.path is not None
+    pairs = section.kind == "pairs"
+    for record in read_records(section.path, section.format, pairs, rejects):
+        if store is not None and record.image not in store:
+            rejects(f"{section.path}: image {record.image!r} has no regions in {store.folder}")
+        else:
+            yield record
+
+
+def _batched(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+class _Writer:
+    """Collects what becomes the arrays of a corpus; tokens go to disk as they come."""
+
+    def __init__(self, folder: Path, store: RegionStore | None, narrow: bool, longest: int) -> None:
+        self.folder, self.store, self.longest = folder, store, longest
+        self.narrow = narrow
+        self._token_file = (folder / "tokens.bin").open("wb")
+        self._offsets = [0]
+        self._images: list[int] = []
+        self._image_numbers: dict[str, int] = {}
+        self._region_counts: list[int] = []
+
+    def add(self, record: Record, ids: list[int]) -> None:
+        """A long text becomes several samples; a pair's caption is cut."""
+        if record.image is not None:
+            self._append(ids[: self.longest], self._image_number(record.image))
+            return
+        pieces = -(-len(ids) // self.longest)  # pieces of equal length: no tiny remainder
+        size = -(-len(ids) // max(pieces, 1))
+        for start in range(0, len(ids), max(size, 1)):
+            self._append(ids[start : start + size], _NO_IMAGE)
+
+    def _append(self, ids: list[int], image: int) -> None:
+        self._token_file.write(np.asarray(ids, np.uint16 if self.narrow else np.uint32).tobytes())
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._images.append(image)
+
+    def _image_number(self, key: str) -> int:
+        if key not in self._image_numbers:
+            assert self.store is not None
+            self._image_numbers[key] = len(self._region_counts)
+            self._region_counts.append(self.store.count(key))
+        return self._image_numbers[key]
+
+    def finish(self, manifest: dict[str, Any]) -> int:
+        """Writes the arrays and the manifest; returns the number of samples."""
+        if self._offsets[-1] == 0:
+            self._token_file.write(b"\0\0\0\0")  # an empty file cannot be memory-mapped
+        self._token_file.close()
+        keys = [key.encode() for key in self._image_numbers]
+        (self.folder / "keys.bin").write_bytes(b"".join(keys) or b"\0")
+        np.save(self.folder / "key_offsets.npy", np.cumsum([0, *map(len, keys)], dtype=np.int64))
+        np.save(self.folder / "token_offsets.npy", np.asarray(self._offsets, np.int64))
+        np.save(self.folder / "images.npy", np.asarray(self._images, np.int32))
+        np.save(self.folder / "region_counts.npy", np.asarray(self._region_counts, np.int32))
+        totals = {"samples": len(self._images), "tokens": self._offsets[-1], "images": len(keys), "narrow": self.narrow}
+        (self.folder / "manifest.json").write_text(json.dumps({**manifest, **totals}, indent=1), encoding="utf-8")
+        return len(self._images)
+
+
+def _write_corpus(
+    folder: Path,
+    section: CorpusSection,
+    data: DataSection,
+    tokenizer: Tokenizer,
+    store: RegionStore | None,
+    show: bool,
+) -> None:
+    rejects = _Rejects()
+    writer = _Writer(folder, store, tokenizer.size <= 1 << 16, data.max_text_tokens - 2)
+    records = track(_records(section, store, rejects), f"preparing {section.name}", unit="records", enabled=show)
+    for batch in _batched(records, _TOKENISED_AT_ONCE):
+        texts = [record.text for record in batch]
+        encoded = tokenizer.encode(texts) if section.kind != "images" else [[] for _ in texts]
+        for record, ids in zip(batch, encoded, strict=True):
+            writer.add(record, ids)
+    manifest = {
+        "name": section.name,
+        "source": str(section.path),
+        "regions": str(section.regions),
+        "tokenizer": tokenizer.fingerprint,
+        "rejected": rejects.count,
+        "rejected_first": rejects.reasons,
+    }
+    used = writer.finish(manifest)
+    if show:
+        rejects.report(section.name, used)
+    if used == 0:
+        reasons = "; ".join(rejects.reasons) or "it is empty"
+        raise DataError(f"corpus {section.name}: not one usable record in {section.path or section.regions}: {reasons}")

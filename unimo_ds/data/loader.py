@@ -1,0 +1,173 @@
+"""The loader: for a step number, this rank's micro-batches, made by worker processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from unimo_ds.batch import Batch, Kind, Target
+from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.order import Draw, Mixture, generator, order
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.plan import VIEWS, Item, Planner, share
+from unimo_ds.data.sequences import Member, Sequence as View, ViewMaker
+from unimo_ds.errors import DamagedRecordError
+from unimo_ds.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one rank needs for one optimizer step.
+
+    Attributes:
+        step: counted from 0.
+        batches: the micro-batches; every rank has the same number of them.
+        draws: the samples this rank handles.
+        problems: what was stepped over, and why.
+    """
+
+    step: int
+    batches: list[Batch]
+    draws: list[Draw]
+    problems: list[str]
+
+    def pin_memory(self) -> "StepData":
+        """Called by torch's DataLoader."""
+        return StepData(self.step, [batch.pin_memory() for batch in self.batches], self.draws, self.problems)
+
+
+class PretrainingData(Dataset[StepData]):
+    """Steps of a pre-training run, by number.
+
+    Args:
+        config: the run.
+        corpora: the prepared corpora, in the order of `config.data.corpora`.
+        tokenizer: the run's tokenizer.
+        feature_width: F of the regions stores.
+        rank, world_size: which share of a step is wanted.
+    """
+
+    def __init__(
+        self, config: RunConfig, corpora: Sequence[Corpus], tokenizer: Tokenizer, feature_width: int, rank: int, world_size: int
+    ) -> None:
+        self._config, self._corpora = config, corpora
+        self._rank, self._world_size, self._feature_width = rank, world_size, feature_width
+        self._mixture = Mixture(tuple(corpus.section.per_step for corpus in corpora), tuple(map(len, corpora)))
+        self._planner = Planner(corpora, config.objectives, config.data.max_regions, config.seed)
+        self._views = ViewMaker(tokenizer, config.objectives.masking)
+
+    def __getitem__(self, step: int) -> StepData:
+        draws = order(self._config.seed, self._mixture, step)
+        micro_batches = share(self._planner.items(draws), self._world_size, self._config.data.positions_per_micro_batch)
+        mine = [ranks[self._rank] for ranks in micro_batches]
+        problems: list[str] = []
+        batches = [self._pack(items, problems) for items in mine]
+        return StepData(step, batches, [item.draw for items in mine for item in items], problems)
+
+    def _pack(self, items: list[Item], problems: list[str]) -> Batch:
+        packer = Packer(self._feature_width, self._config.data.max_regions)
+        for item in items:
+            try:
+                self._add_sample(packer, item)
+            except DamagedRecordError as error:
+                corpus = self._corpora[item.draw.corpus]
+                problems.append(f"corpus {corpus.name}, sample {item.draw.index} left out of this step: {error}")
+        return packer.build()
+
+    def _add_sample(self, packer: Packer, item: Item) -> None:
+        kind = self._corpora[item.draw.corpus].section.kind
+        rng = generator(self._config.seed, item.draw, VIEWS)
+        if kind == "texts":
+            self._add_text(packer, item, rng)
+        elif kind == "images":
+            self._add_image(packer, item, rng)
+        else:
+            self._add_pair(packer, item, rng)
+
+    def _language_targets(self) -> list[Target]:
+        objectives = self._config.objectives
+        weights = {Target.MLM: objectives.mlm, Target.SEQ2SEQ: objectives.seq2seq}
+        return [target for target, weight in weights.items() if weight]
+
+    def _add_text(self, packer: Packer, item: Item, rng: np.random.Generator) -> None:
+        """One of the two language tasks, uniformly (unimo-spec, 4.3)."""
+        tokens = self._corpora[item.draw.corpus].tokens(item.draw.index)
+        targets = self._language_targets()
+        if not targets:
+            return
+        target = targets[int(rng.integers(len(targets)))]
+        fragments = self._views.fragments_of_text(tokens, rng) if target == Target.SEQ2SEQ else None
+        if fragments is not None:
+            packer.add(View(text=fragments, causal=True, target=Target.SEQ2SEQ))
+        elif Target.MLM in targets:  # also where a text is too short to lose a fragment
+            packer.add(View(text=self._views.masked_text(tokens, rng)))
+
+    def _add_image(self, packer: Packer, item: Item, rng: np.random.Generator) -> None:
+        corpus = self._corpora[item.draw.corpus]
+        assert corpus.store is not None
+        regions = corpus.store.get(corpus.image_key(item.draw.index))
+        if self._config.objectives.regions:
+            image, shown = packer.add_image(regions)
+            packer.add(View(image=image, regions=shown, hidden=self._views.hidden_regions(regions, shown, rng)))
+
+    def _add_pair(self, packer: Packer, item: Item, rng: np.random.Generator) -> None:
+        """One masked view, in which one modality is hidden and the other whole, and the unmasked views of CMCL."""
+        corpus = self._corpora[item.draw.corpus]
+        assert corpus.store is not None
+        regions = corpus.store.get(corpus.image_key(item.draw.index))
+        tokens = corpus.tokens(item.draw.index)
+        image, shown = packer.add_image(regions)
+        choices: list[Target | None] = [*self._language_targets()]
+        if self._config.objectives.regions:
+            choices.append(None)
+        if choices:
+            match choices[int(rng.integers(len(choices)))]:
+                case None:
+                    hidden = self._views.hidden_regions(regions, shown, rng)
+                    packer.add(View(image=image, regions=shown, hidden=hidden, text=self._views.whole_text(tokens)))
+                case Target.MLM:
+                    packer.add(View(image=image, regions=shown, text=self._views.masked_text(tokens, rng)))
+                case Target.SEQ2SEQ:
+                    text = self._views.generated_text(tokens)
+                    packer.add(View(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
+        if self._config.objectives.cmcl.weight:
+            self._add_contrastive(packer, item, image, shown)
+
+    def _add_contrastive(self, packer: Packer, item: Item, image: int, shown: int) -> None:
+        corpus = self._corpora[item.draw.corpus]
+        pair = packer.add_pair(corpus.image_group(item.draw.index))
+        text = self._views.whole_text(corpus.tokens(item.draw.index))
+        packer.add(View(image=image, regions=shown, text=text, member=Member(pair, Kind.PAIR)))
+        for negative in item.negatives:
+            other = self._views.whole_text(self._corpora[negative.corpus].tokens(negative.index))
+            packer.add(View(image=image, regions=shown, text=other, member=Member(pair, Kind.NEGATIVE)))
+        packer.add(View(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
+        packer.add(View(text=text, member=Member(pair, Kind.ALONE)))
+
+
+def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefetch: int) -> Iterator[StepData]:
+    """Steps `first .. last - 1` of `data`, in order, prepared ahead by worker processes.
+
+    Args:
+        data: the run's data.
+        first, last: step numbers.
+        workers: worker processes; 0 makes batches in this process.
+        prefetch: steps prepared ahead by each worker.
+    """
+    loader: DataLoader[StepData] = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

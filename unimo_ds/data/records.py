@@ -1,0 +1,99 @@
+"""Readers of the field's file formats: captions with their images, and plain texts.
+
+A reader yields records and hands what it cannot use to `reject`, so that one broken line costs one record and is counted.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.errors import DataError
+
+Reject = Callable[[str], None]  # called with "file:line: reason"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A text, and for a pair the key of its image in the regions store."""
+
+    text: str
+    image: str | None = None
+
+
+def read_records(path: Path, file_format: str, pairs: bool, reject: Reject) -> Iterator[Record]:
+    """Yields the records of one file.
+
+    Args:
+        path: the file.
+        file_format: `coco_captions`, `json_lines` or `plain_text`.
+        pairs: whether each record must name an image.
+        reject: is told of each record that cannot be used.
+
+    Raises:
+        DataError: the file cannot be read, or is no file of that format at all.
+    """
+    readers = {"coco_captions": _coco_captions, "json_lines": _json_lines, "plain_text": _plain_text}
+    try:
+        yield from readers[file_format](Path(path), pairs, reject)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason}); convert it first") from error
+
+
+def _coco_captions(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
+    """COCO captions JSON: `images` with id and file_name, `annotations` with image_id and caption."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = {image["id"]: image["file_name"] for image in content["images"]}
+        annotations = content["annotations"]
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno})") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not COCO captions: needs images[id, file_name] and annotations ({error!r})") from error
+    for number, annotation in enumerate(annotations):
+        where = f"{path}: annotations[{number}]"
+        caption, image = annotation.get("caption"), files.get(annotation.get("image_id"))
+        if not isinstance(caption, str) or not caption.strip():
+            reject(f"{where}: caption is {caption!r}, expected a text")
+        elif image is None:
+            reject(f"{where}: image_id {annotation.get('image_id')!r} is not among the images of this file")
+        else:
+            yield Record(caption.strip(), image)
+
+
+def _json_lines(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
+    """One JSON object a line: `text`, and for pairs `image` (its key in the regions store)."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield _record_of(json.loads(line), pairs)
+            except ValueError as error:  # JSONDecodeError is one
+                reject(f"{path}:{number}: {error}: {line.strip()[:60]!r}")
+
+
+def _record_of(content: Any, pairs: bool) -> Record:
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {type(content).__name__}")
+    for key in ("text", "image") if pairs else ("text",):
+        if not isinstance(content.get(key), str) or not content[key].strip():
+            raise ValueError(f"{key!r} is {content.get(key)!r}, expected a text")
+    return Record(content["text"].strip(), content["image"] if pairs else None)
+
+
+def _plain_text(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
+    """Documents separated by blank lines; line breaks inside one are spaces."""
+    document: list[str] = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.strip():
+                document.append(line.strip())
+            elif document:
+                yield Record(" ".join(document))
+                document = []
+    if document:
+        yield Record(" ".join(document))

@@ -1,0 +1,171 @@
+"""Rank and world from whatever started us, and collectives through which gradients flow.
+
+One start for every launcher: `deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK; plain `srun` sets SLURM_*;
+with none of them the world has one rank. Collectives work without an initialised process group too (world of one).
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where this process stands in the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def environment() -> Environment:
+    """Rank and world of this process, from torchrun's, deepspeed's or srun's variables."""
+    variables = os.environ
+    if "RANK" in variables and "WORLD_SIZE" in variables:
+        world = int(variables["WORLD_SIZE"])
+        local_world = int(variables.get("LOCAL_WORLD_SIZE", variables.get("LOCAL_SIZE", world)))
+        return Environment(int(variables["RANK"]), world, int(variables.get("LOCAL_RANK", 0)), local_world)
+    if int(variables.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in variables:
+        world = int(variables["SLURM_NTASKS"])
+        nodes = int(variables.get("SLURM_NNODES", "1"))
+        return Environment(int(variables["SLURM_PROCID"]), world, int(variables["SLURM_LOCALID"]), world // nodes)
+    return Environment(0, 1, 0, 1)
+
+
+def initialise(timeout_seconds: float) -> Environment:
+    """Joins the process group (NCCL with a GPU, gloo without) and exports the variables that DeepSpeed reads.
+
+    A world of one gets a group too, on a free port, so that one code path serves every size.
+
+    Args:
+        timeout_seconds: how long a collective may wait for a missing rank; torch's own default is half an hour.
+    """
+    here = environment()
+    os.environ.update(
+        RANK=str(here.rank),
+        WORLD_SIZE=str(here.world_size),
+        LOCAL_RANK=str(here.local_rank),
+        LOCAL_SIZE=str(here.local_world_size),
+    )
+    if dist.is_initialized():
+        return here
+    if here.world_size == 1 and "MASTER_PORT" not in os.environ:
+        init_method: dict[str, Any] = {"store": dist.HashStore()}
+    else:
+        init_method = {"init_method": "env://"}
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        rank=here.rank,
+        world_size=here.world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+        **init_method,
+    )
+    return here
+
+
+def device() -> torch.device:
+    """The device of this rank."""
+    return torch.device("cuda", environment().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def world_size() -> int:
+    """Number of ranks of the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number in the process group; 0 without one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of `values` of all ranks, without gradient."""
+    total = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on at least one rank; every rank must ask."""
+    if world_size() == 1:
+        return flag
+    seen = torch.tensor([int(flag)], device=device())
+    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+    return bool(seen.item())
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's `value` (any picklable object) on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value` (any picklable object), in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
+    """Concatenates the `rows` [n, ...] of all ranks along the first axis, in rank order, with gradient.
+
+    Ranks may hold different numbers of rows, none included. The gradient of a rank's rows is the SUM of what every rank's
+    loss says of them: with `Tensor.detach` in its place a loss looks right and its gradient is too small by the world size.
+
+    Returns:
+        The joined rows [sum of n, ...], and each rank's n.
+    """
+    if world_size() == 1:
+        return rows, [rows.shape[0]]
+    counts = _gather_counts(rows.shape[0], rows.device)
+    joined: Tensor = _GatherRows.apply(rows, counts)
+    return joined, counts
+
+
+def _gather_counts(count: int, where: torch.device) -> list[int]:
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=where)
+    counts[rank()] = count
+    dist.all_reduce(counts)
+    return [int(n) for n in counts.tolist()]
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of unequal row counts, padded to the largest; backward sums over ranks and keeps the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: rows.shape[0]] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous()
+        # gloo has no reduce-scatter of unequal parts; the rows are few (one vector a pair), so the sum is kept simple.
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: rank()])
+        return total[start : start + ctx.counts[rank()]], None

@@ -1,0 +1,281 @@
+"""One optimizer step on DeepSpeed, for every ZeRO stage, and the full state of every parameter for checkpoints."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unimo_ds import distributed
+from unimo_ds.config import TrainingSection
+from unimo_ds.errors import ConfigError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def learning_rate(training: TrainingSection, step: int) -> float:
+    """Linear warm-up, then linear decay to 0: a pure function of the step (counted from 0)."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    return training.learning_rate * max(0, training.steps - step) / max(1, training.steps - training.warmup_steps)
+
+
+def deepspeed_config(training: TrainingSection) -> dict[str, Any]:
+    """The plain DeepSpeed JSON of the run, completed by what the run's configuration decides.
+
+    Raises:
+        ConfigError: the file cannot be read, or sets a key that belongs to the run's configuration.
+    """
+    path = training.deepspeed
+    if not path.exists():  # started from another folder: the files beside the package
+        path = Path(__file__).parents[2] / training.deepspeed
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"training.deepspeed = {training.deepspeed}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not valid JSON: {error}") from error
+    ours: dict[str, Any] = {
+        # The loader splits a step into micro-batches by a budget, and losses are divided by global counts, so DeepSpeed must
+        # neither count samples nor scale by an accumulation factor: the engine sets the boundary of each step itself.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": training.gradient_clipping,  # DeepSpeed clips at 1.0 when silent
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+    }
+    for key in (*ours, "train_batch_size", "optimizer", "scheduler"):
+        if key in content:
+            raise ConfigError(f"{path}: {key} belongs to the run's configuration (section training), not to this file")
+    return {**content, **ours}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports: the objectives' shares of this rank, and the norm of the joined gradient."""
+
+    shares: Tensor
+    gradient_norm: float
+
+
+class Engine:
+    """A module on DeepSpeed.
+
+    Args:
+        build: makes the module; under ZeRO-3 it runs where parameters are partitioned as they are made. Its forward takes
+            `(batch, totals)` and returns the loss to differentiate and the objectives' shares.
+        groups: makes the optimizer's parameter groups from the module.
+        training: the run's section.
+        weights: full tensors by parameter name to start from, or None. Under ZeRO-3 rank 0's are used.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        groups: Callable[[nn.Module], list[dict[str, object]]],
+        training: TrainingSection,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        content = deepspeed_config(training)
+        self.stage = int(content.get("zero_optimization", {}).get("stage", 0))
+        with _partitioned_init(deepspeed, content) if self.stage == 3 else nullcontext():
+            module = build()
+        if weights is not None:
+            self._load(deepspeed, module, weights)
+        optimizer = _optimizer(groups(module), training, content)
+        self._training = training
+        self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=content)[0]
+        self._whole = self._whole_masters()
+        self._set_update_count(0)  # some of DeepSpeed's wrappers make the moments by an update of zeros
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself. Under ZeRO-3 call it as a module, on all ranks; its weights are partitioned."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def _load(self, deepspeed: Any, module: nn.Module, weights: dict[str, Tensor]) -> None:
+        for name, parameter in module.named_parameters():
+            with self._gathered(deepspeed, parameter), torch.no_grad():
+                if parameter.shape == weights[name].shape:
+                    parameter.copy_(weights[name])
+                else:
+                    raise ConfigError(f"{name}: shape {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here")
+
+    def _gathered(self, deepspeed: Any, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        if self.stage != 3:
+            return nullcontext()
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
+        return gathered
+
+    def step(self, step: int, batches: list[Any], totals: Any) -> StepResult:
+        """Forward and backward of every micro-batch, then one update at the step's learning rate.
+
+        Args:
+            step: counted from 0.
+            batches: this rank's micro-batches; every rank has the same number.
+            totals: denominators of the losses over all ranks and micro-batches.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self._training, step)
+        shares = self.backward_only(batches, totals)
+        # Without ZeRO, DeepSpeed clips without telling the norm.
+        norm = float(_norm(self.module)) if self.stage == 0 else None
+        self._engine.step()
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        return StepResult(shares, norm)
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Full gradients by parameter name, float32; between backward and update, for tests. All ranks must iterate."""
+        from deepspeed.utils import safe_get_full_grad
+
+        for name, parameter in self.module.named_parameters():
+            yield name, safe_get_full_grad(parameter).detach().float()
+
+    def backward_only(self, batches: list[Any], totals: Any) -> Tensor:
+        """Forward and backward without the update: leaves the gradients for `gradients`; returns the shares."""
+        shares: Tensor | None = None
+        for number, batch in enumerate(batches, 1):
+            self._engine.set_gradient_accumulation_boundary(number == len(batches))
+            loss, part = self._engine(batch, totals)
+            self._engine.backward(loss)
+            shares = part if shares is None else shares + part
+        assert shares is not None
+        return shares
+
+    def full_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Each parameter's full float32 master weight and Adam moments, on the CPU. All ranks must iterate."""
+        self._link_moments()
+        for name, parameter in self.module.named_parameters():
+            state = {"weight": self._read(parameter, None)}
+            state.update({moment: self._read(parameter, moment) for moment in MOMENTS})
+            yield name, {key: value.detach().float().cpu() for key, value in state.items()}
+
+    def load_full_state(self, step: int, state_of: Callable[[str], dict[str, Tensor]]) -> None:
+        """Sets master weights and moments from full tensors, and Adam's step count. All ranks must call it.
+
+        Args:
+            step: number of updates done.
+            state_of: gives a parameter's `weight`, `exp_avg` and `exp_avg_sq`.
+        """
+        self._link_moments()
+        for name, parameter in self.module.named_parameters():
+            state = state_of(name)
+            self._write(parameter, state["weight"], None)
+            for moment in MOMENTS:
+                self._write(parameter, state[moment], moment)
+        self._set_update_count(step)
+
+    def _set_update_count(self, count: int) -> None:
+        for state in self._basic_optimizer().state.values():
+            if "step" in state:
+                state["step"] = torch.full_like(state["step"], count) if isinstance(state["step"], Tensor) else count
+
+    def _basic_optimizer(self) -> Any:
+        return self._engine.basic_optimizer
+
+    def _whole_masters(self) -> dict[nn.Parameter, Tensor] | None:
+        """Without ZeRO every rank holds whole float32 masters (in fp32 the parameters themselves); with ZeRO, None."""
+        optimizer = self._engine.optimizer
+        if optimizer is self._basic_optimizer():
+            return {parameter: parameter for parameter in self.module.parameters()}
+        if self.stage == 0:
+            pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            return {low: master for lows, masters in pairs for low, master in zip(lows, masters, strict=True)}
+        return None
+
+    def _read(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        if self._whole is not None:
+            master = self._whole[parameter]
+            return master if moment is None else self._basic_optimizer().state[master][moment]
+        full: Tensor = parameter.get_full_hp_param(moment) if self.stage < 3 else self._engine.optimizer.get_full_hp_param(parameter, moment)
+        return full
+
+    def _write(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        value = value.to(parameter.device)
+        if self._whole is not None:
+            master = self._whole[parameter]
+            (master if moment is None else self._basic_optimizer().state[master][moment]).data.copy_(value)
+        elif self.stage == 3:
+            self._engine.optimizer.set_local_hp_param(self._own_part(parameter, value), parameter, moment)
+        else:
+            parameter.set_full_hp_param(value, moment)
+
+    @staticmethod
+    def _own_part(parameter: Any, value: Tensor) -> Tensor:
+        """This rank's part of a full tensor, padded as ZeRO-3 pads (its own setter fails where parts are padded)."""
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
+        return padded.narrow(0, size * distributed.rank(), size)
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """What the optimizer updates on this rank: the parameters themselves, or ZeRO's flat float32 partitions."""
+        if self._whole is not None:
+            return list(self._whole.values())
+        names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+        found = [getattr(self._engine.optimizer, name) for name in names if hasattr(self._engine.optimizer, name)]
+        return list(found[0])
+
+    def _link_moments(self) -> None:
+        """Makes the moments that Adam has not made yet, and tells ZeRO 1 and 2 where the moments of each parameter lie.
+
+        DeepSpeed links them after the update of the first group, when those of the second do not exist yet.
+        """
+        state = self._basic_optimizer().state
+        for flat in self._flat_parameters():
+            if "exp_avg" not in state[flat]:
+                state[flat]["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+                state[flat].update({moment: torch.zeros_like(flat) for moment in MOMENTS})
+        link = getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            link()
+
+
+def _norm(module: nn.Module) -> Tensor:
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(p.grad) for p in module.parameters() if p.grad is not None])
+    )
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, without the C++ shared-memory op that it would compile at start on a CPU.
+
+    That op serves inference only; training goes through gloo. Without it no compiler is needed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import logging
+
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=False)
+    return deepspeed
+
+
+def _partitioned_init(deepspeed: Any, content: dict[str, Any]) -> AbstractContextManager[Any]:
+    partitioned: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=content)
+    return partitioned
+
+
+def _optimizer(groups: list[dict[str, object]], training: TrainingSection, content: dict[str, Any]) -> torch.optim.Optimizer:
+    """torch's fused AdamW; DeepSpeed's CPUAdam where the optimizer is offloaded."""
+    # The rate is set before every update; until then 0, so that no wrapper changes weights at start.
+    settings: dict[str, Any] = {"lr": 0.0, "betas": training.betas, "eps": training.epsilon}
+    offload = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    if offload != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return offloaded
+    return torch.optim.AdamW(groups, fused=True, **settings)

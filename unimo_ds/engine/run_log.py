@@ -1,0 +1,153 @@
+"""The run folder as a receipt: resolved configuration, code, packages, data, and what was measured at each step.
+
+    config.yaml         the resolved configuration, a valid input of the command that made it
+    receipt.json        command, git state, packages, data manifests, one entry a start
+    metrics.jsonl       one object a line: a logged step, or an evaluation
+    tensorboard/        the same numbers as events
+    samples-rank*.jsonl (training.log_samples) the sample ids of every step
+    checkpoints/        see `unimo_ds.engine.checkpoint`
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.errors import UnimoError
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "triton", "apex")
+
+
+class RunLog:
+    """Writes the receipt and the metrics of a run; on all ranks but 0 it does nothing.
+
+    Args:
+        folder: the run folder.
+        enabled: False on all ranks but 0.
+    """
+
+    def __init__(self, folder: Path, enabled: bool) -> None:
+        self.folder, self.enabled = folder, enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # a second of import, on one rank only
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / "tensorboard"))
+
+    def start(self, config_yaml: str, data: dict[str, Any], world_size: int, step: int) -> None:
+        """Writes the configuration and adds an entry to the receipt.
+
+        Raises:
+            UnimoError: the folder's receipt is not one of ours.
+        """
+        if not self.enabled:
+            return
+        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        path = self.folder / "receipt.json"
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+        except (ValueError, KeyError) as error:
+            raise UnimoError(f"{path}: is not a receipt of this program ({error}); choose another run folder") from error
+        starts.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "command": sys.argv,
+                "from_step": step,
+                "world_size": world_size,
+                "host": platform.node(),
+                "python": platform.python_version(),
+                "packages": {name: _version(name) for name in _PACKAGES},
+                "git": _git_state(),
+                "data": data,
+            }
+        )
+        _replace(path, json.dumps({"starts": starts}, indent=1))
+
+    def write(self, values: dict[str, float | int]) -> None:
+        """Adds one line; `values` holds `step`."""
+        if not self.enabled:
+            return
+        self._metrics.write(json.dumps(values) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            if name != "step":
+                self._events.add_scalar(name, value, values["step"])
+
+    def say(self, text: str) -> None:
+        """Prints for the reader of the job's log."""
+        if self.enabled:
+            print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        if self.enabled:
+            self._metrics.close()
+            self._events.close()
+
+
+class SampleLog:
+    """The sample ids of every step of one rank, one line a step; empty without `training.log_samples`."""
+
+    def __init__(self, folder: Path, rank: int, enabled: bool) -> None:
+        self._file = None
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / f"samples-rank{rank:04}.jsonl").open("a", encoding="utf-8")
+
+    def write(self, step: int, samples: list[tuple[int, int, int]]) -> None:
+        """Adds the samples `(corpus, draw number, index)` of a step."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
+            self._file.flush()
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drops the lines of steps after `step` from the logs: a resumed run will write them again.
+
+    Lines that a kill left half written are dropped too.
+    """
+    for path in [folder / "metrics.jsonl", *folder.glob("samples-rank*.jsonl")]:
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            _replace(path, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, str] | None:
+    """Commit and changed files of the repository this code stands in, or None outside of one."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "changed": _git(here, "status", "--porcelain")}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()

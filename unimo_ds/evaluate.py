@@ -1,0 +1,274 @@
+"""Evaluation of a pre-trained model on held-out pairs: retrieval both ways, masked words, captions.
+
+Runs inside training and by itself. Work is cut into batches agreed in advance: every rank makes the same number of passes,
+with empty batches where its share is used up, so that ranks can never wait for each other in vain.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from unimo_ds import distributed
+from unimo_ds.batch import Batch, Target
+from unimo_ds.config import RunConfig, load_config
+from unimo_ds.data.corpus import Corpus, prepare_corpora
+from unimo_ds.data.order import Draw, generator
+from unimo_ds.data.packing import Packer, pack_alone
+from unimo_ds.data.sequences import FIRST_POSITION, FIRST_WORD, IGNORED, PackedText, Sequence, ViewMaker
+from unimo_ds.engine.checkpoint import find_checkpoint, read_state, read_weights
+from unimo_ds.errors import CheckpointError, ConfigError
+from unimo_ds.metrics import chance_of_recall, recall_at
+from unimo_ds.model.generation import generate_greedily
+from unimo_ds.model.unimo import Unimo
+from unimo_ds.regions import Regions
+from unimo_ds.tokenizer import CLS, SEP, Tokenizer
+
+_RANKS = (1, 5, 10)
+_ITEMS_AT_ONCE = 32
+_SHOWN_QUERIES = 12
+_SHOWN_CANDIDATES = 5
+_PURPOSE = 2  # of the random numbers that mask held-out captions
+
+
+@dataclass(frozen=True)
+class RetrievalExample:
+    """One caption with the images it finds, best first."""
+
+    caption: str
+    image: str
+    found: list[str]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class CaptionExample:
+    """One image with its true captions and the generated one."""
+
+    image: str
+    true: list[str]
+    generated: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: numbers for the log, examples for the report."""
+
+    numbers: dict[str, float]
+    retrieval: list[RetrievalExample]
+    captions: list[CaptionExample]
+
+
+class HeldOutPairs:
+    """The pairs an evaluation uses: the first `candidates` images of the corpus with all their captions.
+
+    Args:
+        config: the run; has a section `evaluation`.
+        corpus: the prepared held-out pairs.
+        tokenizer: the run's tokenizer.
+    """
+
+    def __init__(self, config: RunConfig, corpus: Corpus, tokenizer: Tokenizer) -> None:
+        assert config.evaluation is not None and corpus.store is not None
+        self.config, self.section = config, config.evaluation
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.views = ViewMaker(tokenizer, config.objectives.masking)
+        samples: dict[str, list[int]] = {}
+        for index in range(len(corpus)):
+            key = corpus.image_key(index)
+            if key in samples or len(samples) < self.section.candidates:
+                samples.setdefault(key, []).append(index)
+        self.images = list(samples)
+        self.captions = [index for indices in samples.values() for index in indices]
+        owners = [number for number, indices in enumerate(samples.values()) for _ in indices]
+        self.image_of_caption = np.array(owners)
+
+    def regions(self, image: int) -> Regions:
+        """Regions of image number `image`."""
+        assert self.corpus.store is not None
+        return self.corpus.store.get(self.images[image])
+
+    def text(self, caption: int) -> str:
+        """Caption number `caption` as text."""
+        return self.tokenizer.decode(self.corpus.tokens(self.captions[caption]))
+
+    def packer(self, feature_width: int) -> Packer:
+        """An empty packer of this run."""
+        return Packer(feature_width, self.config.data.max_regions)
+
+
+def _my_batches(items: int) -> Iterator[list[int]]:
+    """This rank's batches of item numbers; as many on every rank."""
+    starts = list(range(0, items, _ITEMS_AT_ONCE))
+    rounds = -(-len(starts) // distributed.world_size())
+    mine = starts[distributed.rank() :: distributed.world_size()]
+    for number in range(rounds):
+        yield list(range(mine[number], min(mine[number] + _ITEMS_AT_ONCE, items))) if number < len(mine) else []
+
+
+@torch.no_grad()
+def evaluate_model(unimo: Unimo, pairs: HeldOutPairs, feature_width: int) -> Evaluation:
+    """Measures a model; every rank must call it.
+
+    Args:
+        unimo: the model; its mode is restored afterwards.
+        pairs: what it is measured on.
+        feature_width: F of the regions store.
+    """
+    training = unimo.training
+    unimo.eval()
+    try:
+        similarity_XI = _similarities(unimo, pairs, feature_width)
+        numbers = _retrieval_numbers(similarity_XI, pairs)
+        numbers["eval/mlm_accuracy"] = _masked_word_accuracy(unimo, pairs, feature_width)
+        captions = _generate_captions(unimo, pairs, feature_width)
+    finally:
+        unimo.train(training)
+    return Evaluation(numbers, _retrieval_examples(similarity_XI, pairs), captions)
+
+
+def _similarities(unimo: Unimo, pairs: HeldOutPairs, width: int) -> npt.NDArray[np.float32]:
+    """Cosines of every caption with every image, each encoded alone, [captions, images]."""
+    limit = pairs.config.data.max_regions
+    images: list[tuple[list[int], npt.NDArray[np.float32]]] = []
+    texts: list[tuple[list[int], npt.NDArray[np.float32]]] = []
+    for numbers in _my_batches(len(pairs.images)):
+        batch = pack_alone([pairs.regions(number) for number in numbers], [], width, limit)
+        images.append((numbers, _run(unimo, batch).image_vectors_ID.cpu().numpy()))
+    for numbers in _my_batches(len(pairs.captions)):
+        views = [pairs.views.whole_text(pairs.corpus.tokens(pairs.captions[number])) for number in numbers]
+        texts.append((numbers, _run(unimo, pack_alone([], views, width, limit)).text_vectors_XD.cpu().numpy()))
+    return _in_order(texts) @ _in_order(images).T
+
+
+def _run(unimo: Unimo, batch: Batch) -> Any:
+    return unimo(batch.to(distributed.device()))
+
+
+def _in_order(parts: list[tuple[list[int], npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
+    """Rows of all ranks, by item number."""
+    everywhere = [part for rank in distributed.gather_objects(parts) for part in rank if part[0]]
+    numbers = np.concatenate([numbers for numbers, _ in everywhere])
+    rows = np.concatenate([rows for _, rows in everywhere])
+    return rows[np.argsort(numbers)]
+
+
+def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPairs) -> dict[str, float]:
+    right_XI = pairs.image_of_caption[:, None] == np.arange(len(pairs.images))[None]
+    numbers: dict[str, float] = {}
+    for name, scores, right in (("i2t", similarity_XI.T, right_XI.T), ("t2i", similarity_XI, right_XI)):
+        for rank in _RANKS:
+            numbers[f"eval/{name}_r{rank}"] = recall_at(scores, right, rank)
+            numbers[f"eval/{name}_r{rank}_chance"] = chance_of_recall(right, rank)
+    numbers["eval/candidates"] = float(len(pairs.images))
+    return numbers
+
+
+def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPairs) -> list[RetrievalExample]:
+    """One caption of each of the first images."""
+    firsts = [int(np.flatnonzero(pairs.image_of_caption == image)[0]) for image in range(min(_SHOWN_QUERIES, len(pairs.images)))]
+    examples = []
+    for caption in firsts:
+        best = np.argsort(-similarity_XI[caption], kind="stable")[:_SHOWN_CANDIDATES]
+        examples.append(
+            RetrievalExample(
+                pairs.text(caption),
+                pairs.images[pairs.image_of_caption[caption]],
+                [pairs.images[image] for image in best],
+                [round(float(similarity_XI[caption, image]), 3) for image in best],
+            )
+        )
+    return examples
+
+
+def _masked_word_accuracy(unimo: Unimo, pairs: HeldOutPairs, width: int) -> float:
+    """Share of masked words of held-out captions that the model names, given the image; the masks are always the same."""
+    right = total = 0
+    for numbers in _my_batches(len(pairs.captions)):
+        packer = pairs.packer(width)
+        for number in numbers:
+            image, shown = packer.add_image(pairs.regions(int(pairs.image_of_caption[number])))
+            rng = generator(0, Draw(0, number, number), _PURPOSE)
+            text = pairs.views.masked_text(pairs.corpus.tokens(pairs.captions[number]), rng)
+            packer.add(Sequence(image=image, regions=shown, text=text))
+        batch = packer.build().to(distributed.device())
+        logits_MV = unimo(batch, want_logits=True).language_logits_MV
+        right += int((logits_MV.argmax(1) == batch.language_labels_M).sum())
+        total += len(batch.language_labels_M)
+    rights, totals = zip(*distributed.gather_objects((right, total)), strict=True)
+    return sum(rights) / max(1, sum(totals))
+
+
+def _generate_captions(unimo: Unimo, pairs: HeldOutPairs, width: int) -> list[CaptionExample]:
+    wanted = min(pairs.section.captions, len(pairs.images))
+    mine = list(range(distributed.rank(), wanted, distributed.world_size()))
+
+    def pack(written: list[list[int]]) -> Batch:
+        packer = pairs.packer(width)
+        for number, words in zip(mine, written, strict=True):
+            image, shown = packer.add_image(pairs.regions(number))
+            ids = np.array([CLS, *words], dtype=np.int64)
+            labels = np.full(len(ids), IGNORED)
+            labels[-1] = SEP  # only marks the row that predicts
+            text = PackedText(ids, np.arange(len(ids)) + FIRST_POSITION, labels, 0)
+            packer.add(Sequence(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
+        return packer.build().to(distributed.device())
+
+    forbidden = [*(id for id in range(FIRST_WORD) if id != SEP), pairs.tokenizer.mask]
+    written = generate_greedily(unimo, pack, len(mine), pairs.section.caption_tokens, SEP, forbidden)
+    examples = [(number, pairs.tokenizer.decode(words)) for number, words in zip(mine, written, strict=True)]
+    everywhere = sorted(example for rank in distributed.gather_objects(examples) for example in rank)
+    return [CaptionExample(pairs.images[number], _captions_of(pairs, number), text) for number, text in everywhere]
+
+
+def _captions_of(pairs: HeldOutPairs, image: int) -> list[str]:
+    return [pairs.text(int(caption)) for caption in np.flatnonzero(pairs.image_of_caption == image)]
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Writes numbers and examples as JSON."""
+    path.write_text(json.dumps(asdict(evaluation), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def held_out_pairs(config: RunConfig, tokenizer: Tokenizer, show: bool) -> HeldOutPairs | None:
+    """Prepares the evaluation of a run, if it has one; every rank must call it."""
+    if config.evaluation is None:
+        return None
+    if distributed.rank() == 0:
+        prepare_corpora(config.data, [config.evaluation.pairs], show)
+    distributed.barrier()
+    return HeldOutPairs(config, prepare_corpora(config.data, [config.evaluation.pairs], show=False)[0], tokenizer)
+
+
+def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
+    """Evaluates a checkpoint, or the newest one of a run folder, and writes `evaluation.json` beside it.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint.
+        StoreError: the held-out regions come from another detector.
+    """
+    distributed.initialise(timeout_seconds=600)
+    checkpoint = path if (path / "model.safetensors").exists() else find_checkpoint(path / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{path}: neither a checkpoint (model.safetensors) nor a run folder with checkpoints/")
+    config = load_config(checkpoint / "config.yaml", overrides)
+    tokenizer = Tokenizer(checkpoint / "tokenizer")
+    pairs = held_out_pairs(config, tokenizer, show=True)
+    if pairs is None:
+        raise ConfigError(f"{checkpoint / 'config.yaml'}: has no section evaluation; add evaluation.pairs.* as overrides")
+    assert pairs.corpus.store is not None
+    pairs.corpus.store.expect_detector(read_state(checkpoint)["detector"], f"the checkpoint {checkpoint}")
+    unimo = Unimo(config.model)
+    unimo.load_state_dict(read_weights(checkpoint, prefix=""))
+    unimo.to(distributed.device())
+    evaluation = evaluate_model(unimo, pairs, config.model.feature_width)
+    if distributed.rank() == 0:
+        write_evaluation(evaluation, checkpoint / "evaluation.json")
+        print(json.dumps(evaluation.numbers, indent=1), file=sys.stdout)
+    return evaluation

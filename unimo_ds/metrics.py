@@ -1,0 +1,28 @@
+"""Scores of predictions against the truth: pure functions of arrays."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def recall_at(similarity_QC: npt.NDArray[np.floating], right_QC: npt.NDArray[np.bool_], most: int) -> float:
+    """Share of queries that have a right candidate among their `most` best ones.
+
+    A tie with a wrong candidate counts against the query, so that a model which gives one score to all earns nothing.
+
+    Args:
+        similarity_QC: score of each candidate for each query.
+        right_QC: which candidates are right; each query has at least one.
+        most: K of recall@K.
+    """
+    best_right_Q = np.where(right_QC, similarity_QC, -np.inf).max(axis=1, keepdims=True)
+    better_Q = ((similarity_QC >= best_right_Q) & ~right_QC).sum(axis=1)
+    return float((better_Q < most).mean())
+
+
+def chance_of_recall(right_QC: npt.NDArray[np.bool_], most: int) -> float:
+    """Expected recall@K of random scores: one minus the chance that `most` draws without return are all wrong."""
+    candidates = right_QC.shape[1]
+    wrong_Q = candidates - right_QC.sum(axis=1)
+    draws = np.arange(min(most, candidates))
+    miss_Q = np.prod(np.clip(wrong_Q[:, None] - draws, 0, None) / (candidates - draws), axis=1)
+    return float((1 - miss_Q).mean())

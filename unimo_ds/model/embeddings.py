@@ -1,0 +1,63 @@
+"""Text and regions become rows of the stream (unimo-spec, 2.1).
+
+Shape suffixes: see `unimo_ds.batch`; D hidden width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from unimo_ds.batch import Batch
+from unimo_ds.config import ModelSection
+from unimo_ds.model.initialise import Embedding, Linear, layer_norm
+
+
+class TextEmbedding(nn.Module):
+    """`Dropout(LayerNorm(word + position))`; there are no segment embeddings (unimo-spec, 1.4)."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.word = Embedding(model.vocabulary_size, model.hidden_size)
+        self.position = Embedding(model.max_positions, model.hidden_size)
+        self.norm = layer_norm(model.hidden_size)
+        self.dropout = nn.Dropout(model.dropout)
+
+    def forward(self, token_ids_W: Tensor, token_positions_W: Tensor) -> Tensor:
+        embedded_WD: Tensor = self.dropout(self.norm(self.word(token_ids_W) + self.position(token_positions_W)))
+        return embedded_WD
+
+
+class RegionEmbedding(nn.Module):
+    """`Dropout(LayerNorm(Linear(feature) + Linear(location)))`; regions have no position embedding (unimo-spec, 1.3)."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.feature = Linear(model.feature_width, model.hidden_size)
+        self.location = Linear(5, model.hidden_size)
+        self.norm = layer_norm(model.hidden_size)
+        self.dropout = nn.Dropout(model.dropout)
+
+    def forward(self, batch: Batch) -> Tensor:
+        dtype = self.feature.weight.dtype
+        features_RF = batch.features_RF.to(dtype)
+        # One more vector, all zeros, stands for every hidden region: each vector is projected once, wherever it is shown.
+        projected_RD = self.feature(torch.cat([features_RF, features_RF.new_zeros(1, features_RF.shape[1])]))
+        shown_L = torch.where(batch.region_hidden_L, len(features_RF), batch.region_sources_L)
+        located_RD = self.location(batch.boxes_R5.to(dtype))
+        placed_LD = projected_RD.index_select(0, shown_L) + located_RD.index_select(0, batch.region_sources_L)
+        embedded_LD: Tensor = self.dropout(self.norm(placed_LD))
+        return embedded_LD
+
+
+class StreamEmbedding(nn.Module):
+    """The first layer's input: every row of the stream, from text or from a region."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.text = TextEmbedding(model)
+        self.region = RegionEmbedding(model)
+
+    def forward(self, batch: Batch) -> Tensor:
+        text_WD = self.text(batch.token_ids_W, batch.token_positions_W)
+        region_LD = self.region(batch)
+        hidden_TD = text_WD.new_zeros(batch.positions, text_WD.shape[1])
+        return hidden_TD.index_copy(0, batch.token_rows_W, text_WD).index_copy(0, batch.region_rows_L, region_LD)

@@ -1,0 +1,77 @@
+"""What is read off the hidden states: words, regions, and the vectors of CMCL (unimo-spec, 2.3).
+
+Shape suffixes: M language targets, G region targets, D hidden width, V vocabulary, F feature width, C region classes,
+Q pooled rows.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimo_ds.config import ModelSection
+from unimo_ds.kernels.linear_cross_entropy import linear_cross_entropy
+from unimo_ds.model.initialise import Linear, layer_norm
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 0.5
+
+
+class LanguageHead(nn.Module):
+    """`LayerNorm(gelu(Linear(h)))`, then the transposed word embedding and a bias; serves masked and generated words."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.transform = Linear(model.hidden_size, model.hidden_size)
+        self.norm = layer_norm(model.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(model.vocabulary_size))
+
+    def forward(
+        self, hidden_MD: Tensor, word_VD: Tensor, labels_M: Tensor, want_logits: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The cross-entropy of each target, float32 [M]; and with `want_logits` the scores of every word, [M, V]."""
+        transformed_MD = self.norm(F.gelu(self.transform(hidden_MD)))
+        if not want_logits:
+            return linear_cross_entropy(transformed_MD, word_VD, self.bias, labels_M), None
+        logits_MV = F.linear(transformed_MD, word_VD, self.bias).float()
+        return F.cross_entropy(logits_MV, labels_M, reduction="none"), logits_MV
+
+
+class RegionHead(nn.Module):
+    """Predicts a hidden region's feature and its class distribution."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.feature = Linear(model.hidden_size, model.feature_width)
+        self.classes = Linear(model.hidden_size, model.region_classes)
+
+    def forward(self, hidden_GD: Tensor) -> tuple[Tensor, Tensor]:
+        """`features [G, F], class logits [G, C]`, float32."""
+        return self.feature(hidden_GD).float(), self.classes(hidden_GD).float()
+
+
+class Pooler(nn.Module):
+    """`relu(Linear(h))`: one for [IMG] rows, one for [CLS] rows. ReLU, not the tanh of BERT."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.dense = Linear(model.hidden_size, model.hidden_size)
+
+    def forward(self, hidden_QD: Tensor) -> Tensor:
+        """Unit vectors, float32 [Q, D]."""
+        return F.normalize(F.relu(self.dense(hidden_QD)).float(), dim=-1)
+
+
+class Temperature(nn.Module):
+    """The learned temperature of CMCL, kept in [0.001, 0.5] (unimo-spec, 11.6).
+
+    The clamp passes its gradient straight through, so that a value at a bound can come back.
+    """
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([start]))  # not a scalar: ZeRO-3 cannot partition one
+
+    def forward(self) -> Tensor:
+        """float32 [1]."""
+        value = self.value.float()
+        clamped = value.clamp(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
+        return value + (clamped - value).detach()

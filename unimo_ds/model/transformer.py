@@ -1,0 +1,56 @@
+"""The post-norm Transformer encoder on the packed stream (unimo-spec, 2.2).
+
+Shape suffixes: T positions, D hidden width, H heads, E head width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unimo_ds.config import ModelSection
+from unimo_ds.kernels.attention import AttentionPlan, packed_attention
+from unimo_ds.model.initialise import Linear, layer_norm
+
+
+class TransformerLayer(nn.Module):
+    """`h = LN(x + Dropout(Attention(x)))`, then `LN(h + Dropout(FFN(h)))`."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        width = model.hidden_size
+        self.heads, self.attention_dropout = model.heads, model.attention_dropout
+        self.query_key_value = Linear(width, 3 * width)
+        self.output = Linear(width, width)
+        self.attention_norm = layer_norm(model.hidden_size)
+        self.expand = Linear(width, 4 * width)
+        self.contract = Linear(4 * width, width)
+        self.feed_forward_norm = layer_norm(model.hidden_size)
+        self.dropout = nn.Dropout(model.dropout)
+
+    def forward(self, hidden_TD: Tensor, plan: AttentionPlan) -> Tensor:
+        positions, width = hidden_TD.shape
+        qkv_T3HE = self.query_key_value(hidden_TD).view(positions, 3, self.heads, width // self.heads)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended_TD = packed_attention(qkv_T3HE, plan, dropout).reshape(positions, width)
+        hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.output(attended_TD)))
+        fed_TD: Tensor = self.contract(F.gelu(self.expand(hidden_TD)))
+        normed_TD: Tensor = self.feed_forward_norm(hidden_TD + self.dropout(fed_TD))
+        return normed_TD
+
+
+class Transformer(nn.Module):
+    """The stack of layers; `activation_checkpointing` recomputes each layer in the backward pass."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TransformerLayer(model) for _ in range(model.layers))
+        self.activation_checkpointing = False
+
+    def forward(self, hidden_TD: Tensor, plan: AttentionPlan) -> Tensor:
+        for layer in self.layers:
+            if self.activation_checkpointing and self.training:
+                # Re-entrant checkpoints give wrong gradients under ZeRO (docs/architecture.md).
+                hidden_TD = checkpoint(layer, hidden_TD, plan, use_reentrant=False)
+            else:
+                hidden_TD = layer(hidden_TD, plan)
+        return hidden_TD

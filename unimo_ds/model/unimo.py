@@ -1,0 +1,90 @@
+"""UNIMO: one Transformer over the packed stream, and everything that is read off it, in one forward pass.
+
+Every module runs in every pass, with zero rows where a batch lacks a modality or an objective: under ZeRO-3 all ranks must
+call the same modules in the same order (DeepSpeed#1355, #7170). So there is no `if` on the batch's content here.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from unimo_ds.batch import Batch
+from unimo_ds.config import ModelSection
+from unimo_ds.kernels.attention import plan_attention
+from unimo_ds.model.embeddings import StreamEmbedding
+from unimo_ds.model.heads import LanguageHead, Pooler, RegionHead, Temperature
+from unimo_ds.model.transformer import Transformer
+
+
+class Outputs(NamedTuple):
+    """What one pass gives, a tuple so that ZeRO-3 finds the tensors in it; shape suffixes as in `unimo_ds.batch`, D hidden width, C region classes.
+
+    Attributes:
+        language_losses_M: float32, cross-entropy of each language target.
+        language_logits_MV: float32 scores of every word at the language targets, where asked for.
+        region_features_GF, region_logits_GC: float32, predictions for hidden regions.
+        image_vectors_ID, text_vectors_XD: float32 unit vectors of the contrastive members.
+        temperature: float32 [1].
+    """
+
+    language_losses_M: Tensor
+    language_logits_MV: Tensor | None
+    region_features_GF: Tensor
+    region_logits_GC: Tensor
+    image_vectors_ID: Tensor
+    text_vectors_XD: Tensor
+    temperature: Tensor
+
+
+class Unimo(nn.Module):
+    """The model.
+
+    Args:
+        model: its shape.
+        temperature: where the learned temperature of CMCL starts.
+    """
+
+    def __init__(self, model: ModelSection, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.embedding = StreamEmbedding(model)
+        self.transformer = Transformer(model)
+        self.language_head = LanguageHead(model)
+        self.region_head = RegionHead(model)
+        self.image_pooler = Pooler(model)
+        self.text_pooler = Pooler(model)
+        self.temperature = Temperature(temperature)
+
+    def forward(self, batch: Batch, want_logits: bool = False) -> Outputs:
+        """Encodes the stream and reads off all that the objectives need.
+
+        Args:
+            batch: the packed stream.
+            want_logits: also give the scores of every word at the language targets, for prediction.
+        """
+        embedded_TD = self.embedding(batch)
+        plan = plan_attention(batch.cu_seqlens_S1, batch.prefix_lengths_S, embedded_TD.dtype)
+        hidden_TD = self.transformer(embedded_TD, plan)
+        losses_M, logits_MV = self.language_head(
+            hidden_TD.index_select(0, batch.language_rows_M),
+            self.embedding.text.word.weight,
+            batch.language_labels_M,
+            want_logits,
+        )
+        features_GF, logits_GC = self.region_head(hidden_TD.index_select(0, batch.target_rows_G))
+        return Outputs(
+            language_losses_M=losses_M,
+            language_logits_MV=logits_MV,
+            region_features_GF=features_GF,
+            region_logits_GC=logits_GC,
+            image_vectors_ID=self.image_pooler(hidden_TD.index_select(0, batch.image_rows_I)),
+            text_vectors_XD=self.text_pooler(hidden_TD.index_select(0, batch.text_rows_X)),
+            temperature=self.temperature(),
+        )
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Parameters with and without weight decay: biases, LayerNorms and the temperature have none (unimo-spec, 7.0)."""
+    decayed, free = [], []
+    for name, parameter in module.named_parameters():
+        (free if name.endswith((".bias", "temperature.value")) or ".norm." in name or "_norm." in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

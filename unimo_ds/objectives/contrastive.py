@@ -1,0 +1,96 @@
+"""Cross-modal contrastive learning, CMCL (unimo-spec, 4.1).
+
+Two parts, each a sum over pairs:
+
+- Equation 1 of the paper, over the candidates of one pair: `-log(sum_positives exp(d/t) / sum_all exp(d/t))`, where d is the
+  cosine of the pooled [IMG] and [CLS] vectors. Jointly encoded candidates (the pair, rewritten positives, hard negatives) are
+  scored within their own sequence; a retrieved image against the caption encoded alone, a retrieved text against the image.
+- The similarity matrix of images and captions encoded alone, over the whole global batch, in both directions. The paper has
+  it not (`cmcl.in_batch: 0` turns it off); it is what makes the vectors encoded alone good for retrieval.
+
+The two are separate terms: inside one logarithm the jointly encoded positive, which is easy, would satisfy the sum, and the
+vectors encoded alone would hardly learn (docs/cmcl.md).
+
+Shape suffixes: see `unimo_ds.batch`; J candidates, N pairs of all ranks, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unimo_ds import distributed
+from unimo_ds.batch import Batch, Kind
+from unimo_ds.kernels.contrastive import contrastive_statistics
+from unimo_ds.model.unimo import Outputs
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scores `d/t` of all candidates of the local pairs."""
+
+    scores_J: Tensor
+    pairs_J: Tensor
+    positive_J: Tensor
+
+
+def contrastive_losses(outputs: Outputs, batch: Batch, in_batch: bool) -> tuple[Tensor, Tensor]:
+    """Sums over the local pairs of both parts, float32 scalars; every rank must call it.
+
+    Args:
+        outputs: the model's.
+        batch: the micro-batch of this rank.
+        in_batch: whether the similarity matrix is wanted; without it the second sum is 0.
+    """
+    image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
+    text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
+    candidates = score_candidates(outputs, batch, image_PD, text_PD)
+    pairwise = pair_loss(candidates, len(batch.pair_groups_P))
+    if not in_batch:
+        return pairwise, pairwise.new_zeros(())
+    return pairwise, matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature)
+
+
+def score_candidates(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Tensor) -> Candidates:
+    """Every candidate of every local pair, scored as its kind demands."""
+    joint_I, joint_X = batch.image_kinds_I <= Kind.NEGATIVE, batch.text_kinds_X <= Kind.NEGATIVE
+    found_I, found_X = batch.image_kinds_I == Kind.RETRIEVED, batch.text_kinds_X == Kind.RETRIEVED
+    joint = (outputs.image_vectors_ID[joint_I] * outputs.text_vectors_XD[joint_X]).sum(1)
+    images = (outputs.image_vectors_ID[found_I] * text_PD[batch.image_pairs_I[found_I]]).sum(1)
+    texts = (outputs.text_vectors_XD[found_X] * image_PD[batch.text_pairs_X[found_X]]).sum(1)
+    kinds = torch.cat([batch.image_kinds_I[joint_I], batch.image_kinds_I[found_I], batch.text_kinds_X[found_X]])
+    return Candidates(
+        scores_J=torch.cat([joint, images, texts]) / outputs.temperature,
+        pairs_J=torch.cat([batch.image_pairs_I[joint_I], batch.image_pairs_I[found_I], batch.text_pairs_X[found_X]]),
+        positive_J=kinds != Kind.NEGATIVE,
+    )
+
+
+def pair_loss(candidates: Candidates, pairs: int) -> Tensor:
+    """Equation 1, summed over the local pairs."""
+    positive = candidates.positive_J
+    over_all_P = _log_sum_by_pair(candidates.scores_J, candidates.pairs_J, pairs)
+    over_positives_P = _log_sum_by_pair(candidates.scores_J[positive], candidates.pairs_J[positive], pairs)
+    return (over_all_P - over_positives_P).sum()
+
+
+def _log_sum_by_pair(scores_J: Tensor, pairs_J: Tensor, pairs: int) -> Tensor:
+    """`log sum exp` of the scores of each pair, [P]."""
+    largest_P = scores_J.new_full((pairs,), -torch.inf).scatter_reduce(0, pairs_J, scores_J.detach(), "amax")
+    shifted_J = (scores_J - largest_P[pairs_J]).exp()
+    return scores_J.new_zeros(pairs).index_add(0, pairs_J, shifted_J).log() + largest_P
+
+
+def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor) -> Tensor:
+    """InfoNCE of the global similarity matrix, the mean of both directions, summed over the local pairs.
+
+    Each rank sweeps its own images against the captions of all ranks once: its rows are then complete, and its share of every
+    column joins the other ranks' shares. Gradients flow to the vectors of all ranks.
+    """
+    texts_ND, counts = distributed.gather_rows(text_PD)
+    groups_N, _ = distributed.gather_rows(groups_P)
+    row_all_P, row_positive_P, *column_shares_N = contrastive_statistics(image_PD, texts_ND, groups_P, groups_N, scale)
+    shares, _ = distributed.gather_rows(torch.stack(column_shares_N)[None])  # [ranks, 2, N]
+    first = sum(counts[: distributed.rank()])
+    column_all_P, column_positive_P = shares[:, :, first : first + len(text_PD)].logsumexp(0)
+    return 0.5 * (row_all_P - row_positive_P + column_all_P - column_positive_P).sum()
