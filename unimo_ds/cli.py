@@ -16,9 +16,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, as 
 @app.command()
 def pretrain(config: Annotated[Path, typer.Argument(help="the run, as YAML")], overrides: Overrides = None) -> None:
     """Pre-train in this process; for several ranks start `deepspeed --module unimo_ds.pretrain` or srun with the same words."""
+    from unimo_ds import distributed
     from unimo_ds.pretrain import main as run
 
-    raise typer.Exit(run([str(config), *(overrides or [])]))
+    distributed.leave(run([str(config), *(overrides or [])]))
 
 
 @app.command()

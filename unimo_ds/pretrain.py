@@ -46,11 +46,15 @@ def pretrain(config: RunConfig) -> Path | None:
     held_out = held_out_pairs(config, tokenizer, show=here.rank == 0)
     checkpoint = find_checkpoint(config.folder / "checkpoints")
     step = _check_resumable(config, checkpoint, detector)
+    if step >= config.training.steps:
+        _say_finished(config, step)
+        return checkpoint
     engine = _build_engine(config, checkpoint)
     if checkpoint is not None:
         resume(engine, checkpoint)
     if here.rank == 0:
         forget_after(config.folder, step)
+        (config.folder / "REQUEUE").unlink(missing_ok=True)
     distributed.barrier()
     data = PretrainingData(config, corpora, tokenizer, config.model.feature_width, here.rank, here.world_size)
     log = RunLog(config.folder, enabled=here.rank == 0)
@@ -61,6 +65,11 @@ def pretrain(config: RunConfig) -> Path | None:
         return run.train(step)
     finally:
         log.close()
+
+
+def _say_finished(config: RunConfig, step: int) -> None:
+    if distributed.rank() == 0:
+        print(f"{config.folder}: already at step {step} of {config.training.steps}; raise training.steps, or choose another folder")
 
 
 def _open_corpora(config: RunConfig) -> list[Corpus]:
@@ -197,7 +206,7 @@ class _Run:
                 if step % self._training.log_every == 0 or step == self._training.steps:
                     self._report(step, interval, result)
                     interval = _Interval(time.monotonic())
-                if self._due(step, self._config.evaluation.every if self._config.evaluation else 0):
+                if self._evaluation_due(step):
                     self._evaluate(step)
                     interval.start = time.monotonic()
                 if step % self._training.checkpoint_every == 0 or step == self._training.steps:
@@ -205,17 +214,15 @@ class _Run:
                 waiting = time.monotonic()
         finally:
             stop.restore()
-        if self._held_out is not None:
-            self._evaluate(step)
         if distributed.rank() == 0:
             # An exit code alone is not trusted: teardown of the process group can abort after the work is done.
             (self._config.folder / "DONE").write_text(f"{step}\n", encoding="utf-8")
         self._log.say(f"done: {self._config.folder}")
         return checkpoint
 
-    @staticmethod
-    def _due(step: int, every: int) -> bool:
-        return every > 0 and step % every == 0
+    def _evaluation_due(self, step: int) -> bool:
+        every = self._config.evaluation.every if self._config.evaluation else 0
+        return step == self._training.steps or (every > 0 and step % every == 0)
 
     def _agree(self, step_data: StepData, stop: StopRequest) -> tuple[Totals, bool]:
         """Sums the counts of all ranks, and learns whether any rank was asked to stop, in one message."""
@@ -327,11 +334,8 @@ def main(arguments: list[str] | None = None) -> int:
         if distributed.environment().rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

@@ -1,0 +1,73 @@
+"""Two ranks equal one rank: losses and parameter gradients, for every ZeRO stage, and whatever each rank holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.joining import join
+from tests.distributed.ranks_worker import build, steps, totals_of
+from tests.life.small_run import ROOT, environment, free_port
+
+pytestmark = pytest.mark.life
+CASES = ("mixed", "split")  # several micro-batches with CMCL on; rank 0 only text and rank 1 only images
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    """Losses and gradients of plain PyTorch on the joined batches."""
+    expected = {}
+    for name, micro_batches in steps(world=2).items():
+        model, totals, losses = build(), totals_of(micro_batches), torch.zeros(5)
+        for ranks in micro_batches:
+            loss, shares = model(join(ranks), totals)
+            loss.backward()
+            losses += shares
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+        expected[name] = (losses.tolist(), gradients)
+    return expected
+
+
+def run_two_ranks(folder: Path, stage: int, precision: str, checkpointing: bool) -> dict[str, Any]:
+    out = folder / "result.json"
+    words = [sys.executable, "-m", "tests.distributed.ranks_worker", str(stage), precision, str(int(checkpointing)), str(out)]
+    shared = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+@pytest.mark.parametrize(("stage", "checkpointing"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
+def test_losses_and_gradients_equal_those_of_one_rank(
+    tmp_path: Path, one_rank: dict[str, tuple[list[float], dict[str, torch.Tensor]]], stage: int, checkpointing: bool
+) -> None:
+    result = run_two_ranks(tmp_path, stage, "fp32", checkpointing)
+    for case in CASES:
+        losses, gradients = one_rank[case]
+        assert result[case]["losses"] == pytest.approx(losses, abs=1e-5)
+        assert set(result[case]["gradients"]) == set(gradients)
+        for name, gradient in gradients.items():
+            found = torch.tensor(result[case]["gradients"][name]).view_as(gradient)
+            assert torch.allclose(found, gradient, atol=1e-5, rtol=1e-5), f"{case}: {name}"
+    assert result["resumed_equal"], "an engine restored from full tensors must go on exactly as the one that gave them"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_state_is_restored_exactly(tmp_path: Path, stage: int) -> None:
+    assert run_two_ranks(tmp_path, stage, "bf16", False)["resumed_equal"]

@@ -1,0 +1,15 @@
+"""Inputs shared by the life tests of one session."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.life.small_run import write_inputs
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with regions, captions, texts and a tokenizer."""
+    folder = tmp_path_factory.mktemp("small")
+    write_inputs(folder)
+    return folder

@@ -1,0 +1,155 @@
+"""A run of seconds for the life tests: a real regions store, real captions files, a trained tokenizer, real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.helpers import random_regions
+from unimo_ds.data.store import RegionStoreWriter, finish_store
+from unimo_ds.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+DETECTOR = {"architecture": "none: random numbers", "weights_sha256": "0" * 64, "feature_width": 24, "classes": 19}
+_NOUNS = ["cup", "ball", "tree", "house", "fish", "star", "boat", "book", "lamp", "chair"]
+_COLOURS = ["red", "green", "blue", "white", "black", "brown"]
+
+
+def write_inputs(folder: Path, images: int = 24) -> None:
+    """A store of random regions, captions that name two things, a text corpus and a tokenizer."""
+    rng = np.random.default_rng(0)
+    with RegionStoreWriter(folder / "regions", DETECTOR) as writer:
+        for number in range(images):
+            writer.write(f"{number:04}.jpg", random_regions(rng, int(rng.integers(5, 12))))
+    finish_store(folder / "regions")
+    captions = [
+        {"id": number, "image_id": number // 2, "caption": f"A {_colour(rng)} {_noun(rng)} is beside a {_colour(rng)} {_noun(rng)}."}
+        for number in range(2 * images)
+    ]
+    files = [{"id": number, "file_name": f"{number:04}.jpg"} for number in range(images)]
+    (folder / "captions.json").write_text(json.dumps({"images": files, "annotations": captions}))
+    texts = [" ".join(f"The {_noun(rng)} near the {_noun(rng)} was {_colour(rng)}." for _ in range(4)) for _ in range(40)]
+    (folder / "texts.txt").write_text("\n\n".join(texts))
+    train_tokenizer([caption["caption"] for caption in captions] + texts, 400, folder / "tokenizer")
+
+
+def _noun(rng: np.random.Generator) -> str:
+    return str(rng.choice(_NOUNS))
+
+
+def _colour(rng: np.random.Generator) -> str:
+    return str(rng.choice(_COLOURS))
+
+
+def write_config(folder: Path, run: str, **training: Any) -> Path:
+    """The YAML of a run named `run` on the inputs in `folder`."""
+    corpora = [
+        {"name": "pairs", "kind": "pairs", "format": "coco_captions", "path": "captions.json", "regions": "regions", "per_step": 6},
+        {"name": "texts", "kind": "texts", "format": "plain_text", "path": "texts.txt", "per_step": 3},
+        {"name": "images", "kind": "images", "format": "regions", "regions": "regions", "per_step": 3},
+    ]
+    for corpus in corpora:
+        corpus.update({key: str(folder / str(corpus[key])) for key in ("path", "regions") if key in corpus})
+    content = {
+        "folder": str(folder / run),
+        "model": {"size": "tiny", "hidden_size": 32, "layers": 2, "heads": 2},
+        "data": {
+            "tokenizer": str(folder / "tokenizer"),
+            "prepared": str(folder / "prepared"),
+            "corpora": corpora,
+            "workers": 0,
+        },
+        "training": {
+            "steps": 12,
+            "learning_rate": 2e-4,
+            "warmup_steps": 2,
+            "precision": "fp32",
+            "deepspeed": str(ROOT / "ds_configs/cpu.json"),
+            "checkpoint_every": 4,
+            "log_every": 1,
+            "log_samples": True,
+            "collective_timeout_seconds": 60,
+            **training,
+        },
+    }
+    path = folder / f"{run}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def environment() -> dict[str, str]:
+    """Of a child process: one thread, no ranks of its own."""
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SLURM_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(config: Path, world: int, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Starts the ranks of a run as a launcher would, with torchrun's variables."""
+    port = str(free_port())
+    processes = []
+    for rank in range(world):
+        variables = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "unimo_ds.pretrain", str(config), *overrides],
+                env={**environment(), **variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
+    """Waits for all ranks; their outputs."""
+    return [process.communicate(timeout=timeout)[0] for process in processes]
+
+
+def run(config: Path, world: int, *overrides: str) -> list[str]:
+    """Runs to the end; the outputs of the ranks.
+
+    Raises:
+        AssertionError: a rank failed, with what it printed.
+    """
+    processes = start(config, world, *overrides)
+    outputs = finish(processes)
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    return outputs
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The step lines of a run's metrics."""
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return [line for line in lines if "loss" in line]
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    """What must not change between runs, step by step."""
+    kept = ("step", "samples", "loss", "loss/mlm", "loss/seq2seq", "loss/mrfr", "loss/mrc", "loss/cmcl", "lr", "grad_norm")
+    return [{key: line[key] for key in kept} for line in metrics(folder)]
+
+
+def samples(folder: Path) -> dict[int, list[tuple[int, int]]]:
+    """For each step the sorted `(corpus, draw)` of all ranks."""
+    steps: dict[int, list[tuple[int, int]]] = {}
+    for path in sorted(folder.glob("samples-rank*.jsonl")):
+        for line in path.read_text().splitlines():
+            content = json.loads(line)
+            steps.setdefault(content["step"], []).extend((corpus, draw) for corpus, draw, _ in content["samples"])
+    return {step: sorted(drawn) for step, drawn in sorted(steps.items())}

@@ -1,0 +1,89 @@
+"""The same run through every launcher: deepspeed, torchrun, plain srun variables, one process; and how it stops when asked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.life import small_run
+
+pytestmark = pytest.mark.life
+BIN = Path(sys.executable).parent
+
+
+def call(words: list[str], **variables: str) -> str:
+    done = subprocess.run(
+        words, cwd=small_run.ROOT, env={**small_run.environment(), **variables}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_deepspeed_torchrun_and_srun_variables_give_one_curve(inputs: Path) -> None:
+    configs = {name: small_run.write_config(inputs, name, steps=4) for name in ("by_deepspeed", "by_torchrun", "by_srun")}
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    port = str(small_run.free_port())
+    module = ["--module", "unimo_ds.pretrain", str(configs["by_deepspeed"])]
+    call([str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port, *module], PATH=path)
+    port = str(small_run.free_port())
+    run = ["--nproc_per_node", "2", "--master_port", port, "-m", "unimo_ds.pretrain", str(configs["by_torchrun"])]
+    call([sys.executable, "-m", "torch.distributed.run", *run])
+    slurm = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(small_run.free_port())}
+    words = [sys.executable, "-m", "unimo_ds.pretrain", str(configs["by_srun"])]
+    tasks = [
+        subprocess.Popen(words, env={**small_run.environment(), **slurm, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)})
+        for n in range(2)
+    ]
+    assert [task.wait(timeout=240) for task in tasks] == [0, 0]
+    curves = [small_run.losses(inputs / name) for name in configs]
+    assert len(curves[0]) == 4
+    assert curves[0] == curves[1] == curves[2]
+
+
+def test_usr1_saves_marks_the_run_for_requeue_and_the_restart_finishes_it(inputs: Path) -> None:
+    config = small_run.write_config(inputs, "asked", steps=200, checkpoint_every=1000)
+    folder = inputs / "asked"
+    processes = small_run.start(config, 2)
+    deadline = time.monotonic() + 120
+    while len(small_run.metrics(folder)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGUSR1)  # one rank alone is told; all must agree
+    outputs = small_run.finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert (folder / "REQUEUE").exists() and not (folder / "DONE").exists()
+    saved = int((folder / "checkpoints/latest").read_text().removeprefix("step-"))
+    assert saved == len(small_run.metrics(folder)) < 200
+    small_run.run(config, 2)
+    assert (folder / "DONE").exists() and not (folder / "REQUEUE").exists()
+    assert [line["step"] for line in small_run.metrics(folder)] == list(range(1, 201))
+
+
+def test_a_finished_run_is_left_alone(inputs: Path) -> None:
+    config = small_run.write_config(inputs, "finished", steps=4)
+    small_run.run(config, 1)
+    before = (inputs / "finished/metrics.jsonl").read_text()
+    (output,) = small_run.run(config, 1)
+    assert "already" in output
+    assert (inputs / "finished/metrics.jsonl").read_text() == before
+
+
+def test_the_run_folder_is_a_receipt(inputs: Path) -> None:
+    config = small_run.write_config(inputs, "receipt", steps=4)
+    small_run.run(config, 1)
+    folder = inputs / "receipt"
+    from unimo_ds.config import load_config
+
+    resolved = load_config(folder / "config.yaml")
+    assert resolved.model.vocabulary_size < 1000, "the resolved configuration holds what was taken from the data"
+    starts = json.loads((folder / "receipt.json").read_text())["starts"]
+    assert starts[0]["packages"]["torch"] and starts[0]["data"]["pairs"]["samples"] == 48
+    assert list((folder / "tensorboard").iterdir())
+    line = small_run.metrics(folder)[-1]
+    wanted = {"step", "samples", "loss", "lr", "grad_norm", "temperature", "positions_per_second", "data_wait"}
+    wanted |= {f"loss/{name}" for name in ("mlm", "seq2seq", "mrfr", "mrc", "cmcl")}
+    assert wanted <= set(line)
