@@ -62,6 +62,14 @@ def train_tokenizer(
     typer.echo(f"{out}: written")
 
 
+@app.command()
+def demo() -> None:
+    """The whole life on a laptop: world, regions, two ZeRO-3 ranks, evaluation, photographs, report."""
+    from unimo_ds.demo.life import run_demo
+
+    run_demo()
+
+
 def main() -> None:
     """Entry point; an error that is the user's to mend is one line, not a traceback."""
     try:
@@ -69,3 +77,7 @@ def main() -> None:
     except UnimoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

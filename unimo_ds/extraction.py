@@ -130,6 +130,8 @@ def extract_features(plan: ExtractionPlan) -> ExtractionResult:
 
 def _shards(plan: ExtractionPlan) -> tuple[int, list[int]]:
     """Number of shards in all, and the numbers of those that this call writes."""
+    if (plan.shards is None) != (plan.shard is None):
+        raise ConfigError(f"--shards {plan.shards} --shard {plan.shard}: give both or neither")
     if plan.shards is None:
         here = distributed.environment()
         callers, caller = here.world_size, here.rank

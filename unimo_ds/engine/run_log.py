@@ -71,14 +71,17 @@ class RunLog:
         _replace(path, json.dumps({"starts": starts}, indent=1))
 
     def write(self, values: dict[str, float | int]) -> None:
-        """Adds one line; `values` holds `step`."""
+        """Adds one line; `values` holds `step`. A full disk costs the line, not the run."""
         if not self.enabled:
             return
-        self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            if name != "step":
-                self._events.add_scalar(name, value, values["step"])
+        try:
+            self._metrics.write(json.dumps(values) + "\n")
+            self._metrics.flush()
+            for name, value in values.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, values["step"])
+        except OSError as error:
+            self.say(f"WARNING: {self.folder}: step {values['step']} is missing in the metrics: {error.strerror}")
 
     def say(self, text: str) -> None:
         """Prints for the reader of the job's log."""
