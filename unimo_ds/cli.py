@@ -32,7 +32,9 @@ def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], ov
     held_out = [run.evaluation.pairs] if run.evaluation else []
     for corpus in prepare_corpora(run.data, [*run.data.corpora, *held_out]):
         manifest = corpus.manifest
-        typer.echo(f"{corpus.name}: {manifest['samples']:,} samples, {manifest['tokens']:,} tokens, {manifest['images']:,} images")
+        typer.echo(
+            f"{corpus.name}: {manifest['samples']:,} samples, {manifest['tokens']:,} tokens, {manifest['images']:,} images"
+        )
 
 
 @app.command()

@@ -235,10 +235,7 @@ def _apply_override(content: Any, override: str) -> None:
     *parents, last = key.split(".")
     place = content
     for name in parents:
-        if isinstance(place, list):
-            place = place[_list_index(place, name, key)]
-        else:
-            place = place.setdefault(name, {})
+        place = place[_list_index(place, name, key)] if isinstance(place, list) else place.setdefault(name, {})
         if not isinstance(place, dict | list):
             raise ConfigError(f"{key}: {name!r} is a single value, it has no keys below it")
     parsed = yaml.safe_load(value)

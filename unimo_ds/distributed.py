@@ -57,7 +57,7 @@ def initialise(timeout_seconds: float) -> Environment:
     if dist.is_initialized():
         return here
     if here.world_size == 1 and "MASTER_PORT" not in os.environ:
-        init_method: dict[str, Any] = {"store": dist.HashStore()}
+        init_method: dict[str, Any] = {"store": torch.distributed.HashStore()}  # type: ignore[attr-defined]
     else:
         init_method = {"init_method": "env://"}
     if torch.cuda.is_available():

@@ -172,7 +172,9 @@ def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPai
 
 def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPairs) -> list[RetrievalExample]:
     """One caption of each of the first images."""
-    firsts = [int(np.flatnonzero(pairs.image_of_caption == image)[0]) for image in range(min(_SHOWN_QUERIES, len(pairs.images)))]
+    firsts = [
+        int(np.flatnonzero(pairs.image_of_caption == image)[0]) for image in range(min(_SHOWN_QUERIES, len(pairs.images)))
+    ]
     examples = []
     for caption in firsts:
         best = np.argsort(-similarity_XI[caption], kind="stable")[:_SHOWN_CANDIDATES]
@@ -202,7 +204,8 @@ def _masked_word_accuracy(unimo: Unimo, pairs: HeldOutPairs, width: int) -> floa
         right += int((logits_MV.argmax(1) == batch.language_labels_M).sum())
         total += len(batch.language_labels_M)
     rights, totals = zip(*distributed.gather_objects((right, total)), strict=True)
-    return sum(rights) / max(1, sum(totals))
+    accuracy: float = sum(rights) / max(1, sum(totals))
+    return accuracy
 
 
 def _generate_captions(unimo: Unimo, pairs: HeldOutPairs, width: int) -> list[CaptionExample]:

@@ -69,7 +69,8 @@ def pretrain(config: RunConfig) -> Path | None:
 
 def _say_finished(config: RunConfig, step: int) -> None:
     if distributed.rank() == 0:
-        print(f"{config.folder}: already at step {step} of {config.training.steps}; raise training.steps, or choose another folder")
+        total = config.training.steps
+        print(f"{config.folder}: already at step {step} of {total}; raise training.steps, or choose another folder")
 
 
 def _open_corpora(config: RunConfig) -> list[Corpus]:
@@ -195,7 +196,9 @@ class _Run:
         checkpoint: Path | None = None
         try:
             waiting = time.monotonic()
-            for step_data in load_steps(self._data, step, self._training.steps, self._config.data.workers, self._config.data.prefetch_steps):
+            for step_data in load_steps(
+                self._data, step, self._training.steps, self._config.data.workers, self._config.data.prefetch_steps
+            ):
                 waited = time.monotonic() - waiting
                 totals, stopping = self._agree(step_data, stop)
                 if stopping:

@@ -57,4 +57,5 @@ def intersection_over_union(boxes_R4: npt.NDArray[np.floating]) -> Array:
     shared = np.clip(width, 0, None) * np.clip(height, 0, None)
     area = (x2 - x1) * (y2 - y1)
     union = np.add.outer(area, area) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlap_RR: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return overlap_RR

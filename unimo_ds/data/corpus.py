@@ -156,7 +156,7 @@ def _records(section: CorpusSection, store: RegionStore | None, rejects: _Reject
     assert section.path is not None
     pairs = section.kind == "pairs"
     for record in read_records(section.path, section.format, pairs, rejects):
-        if store is not None and record.image not in store:
+        if store is not None and (record.image or "") not in store:
             rejects(f"{section.path}: image {record.image!r} has no regions in {store.folder}")
         else:
             yield record

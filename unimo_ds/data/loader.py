@@ -13,7 +13,8 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.order import Draw, Mixture, generator, order
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.plan import VIEWS, Item, Planner, share
-from unimo_ds.data.sequences import Member, Sequence as View, ViewMaker
+from unimo_ds.data.sequences import Member, ViewMaker
+from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DamagedRecordError
 from unimo_ds.tokenizer import Tokenizer
 

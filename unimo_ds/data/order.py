@@ -37,7 +37,9 @@ class Mixture:
     sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        empty = [corpus for corpus, (count, size) in enumerate(zip(self.per_step, self.sizes, strict=True)) if count and not size]
+        empty = [
+            corpus for corpus, (count, size) in enumerate(zip(self.per_step, self.sizes, strict=True)) if count and not size
+        ]
         if empty or not any(self.per_step):
             raise ValueError(f"a mixture needs samples: per_step {self.per_step} of sizes {self.sizes}")
 

@@ -59,7 +59,9 @@ class Planner:
             return ()
         others = [other for other in pairs if groups[other] != groups[draw]]
         rng = generator(self._seed, draw, CANDIDATES)
-        chosen = rng.choice(len(others), size=min(wanted, len(others)), replace=False) if others else []
+        if not others:
+            return ()
+        chosen = rng.choice(len(others), size=min(wanted, len(others)), replace=False)
         return tuple(others[int(number)] for number in chosen)
 
     def _pair_positions(self, draw: Draw, image: int, negatives: tuple[Draw, ...]) -> int:

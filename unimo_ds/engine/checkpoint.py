@@ -208,7 +208,8 @@ def find_checkpoint(folder: Path) -> Path | None:
     found, problems = distributed.from_rank_0((found, problems))
     if found is None and problems:
         raise CheckpointError(
-            f"no whole checkpoint in {folder}: {'; '.join(problems)}. Restore one of them, or move the folder away to start anew."
+            f"no whole checkpoint in {folder}: {'; '.join(problems)}. "
+            "Restore one of them, or move the folder away to start anew."
         )
     return Path(found) if found is not None else None
 
@@ -252,7 +253,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def resume(engine: Engine, checkpoint: Path) -> None:
     """Puts the full state of a checkpoint into the engine, whatever stage and world wrote it. Every rank must call it."""
     weights = read_weights(checkpoint)
-    opened = [safe_open(path, "pt") for path in sorted(checkpoint.glob("optimizer-*.safetensors"))]
+    opened: list[Any] = [safe_open(path, "pt") for path in sorted(checkpoint.glob("optimizer-*.safetensors"))]
     places = {key: file for file in opened for key in file.keys()}
 
     def state_of(name: str) -> dict[str, Tensor]:

@@ -107,7 +107,9 @@ class Engine:
                 if parameter.shape == weights[name].shape:
                     parameter.copy_(weights[name])
                 else:
-                    raise ConfigError(f"{name}: shape {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here")
+                    raise ConfigError(
+                        f"{name}: shape {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here"
+                    )
 
     def _gathered(self, deepspeed: Any, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.stage != 3:
@@ -192,14 +194,18 @@ class Engine:
             return {low: master for lows, masters in pairs for low, master in zip(lows, masters, strict=True)}
         return None
 
-    def _read(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+    def _read(self, parameter: Any, moment: str | None) -> Tensor:
         if self._whole is not None:
             master = self._whole[parameter]
             return master if moment is None else self._basic_optimizer().state[master][moment]
-        full: Tensor = parameter.get_full_hp_param(moment) if self.stage < 3 else self._engine.optimizer.get_full_hp_param(parameter, moment)
+        full: Tensor = (
+            parameter.get_full_hp_param(moment)
+            if self.stage < 3
+            else self._engine.optimizer.get_full_hp_param(parameter, moment)
+        )
         return full
 
-    def _write(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+    def _write(self, parameter: Any, value: Tensor, moment: str | None) -> None:
         value = value.to(parameter.device)
         if self._whole is not None:
             master = self._whole[parameter]
@@ -241,9 +247,9 @@ class Engine:
 
 
 def _norm(module: nn.Module) -> Tensor:
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(p.grad) for p in module.parameters() if p.grad is not None])
-    )
+    norms = [torch.linalg.vector_norm(p.grad) for p in module.parameters() if p.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def _import_deepspeed() -> Any:
@@ -255,7 +261,9 @@ def _import_deepspeed() -> Any:
     import logging
     import warnings
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's older names of collectives
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="torch.distributed"
+    )  # DeepSpeed's older names of collectives
     import deepspeed
     from deepspeed.utils import logger
 

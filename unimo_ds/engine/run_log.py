@@ -1,11 +1,11 @@
 """The run folder as a receipt: resolved configuration, code, packages, data, and what was measured at each step.
 
-    config.yaml         the resolved configuration, a valid input of the command that made it
-    receipt.json        command, git state, packages, data manifests, one entry a start
-    metrics.jsonl       one object a line: a logged step, or an evaluation
-    tensorboard/        the same numbers as events
-    samples-rank*.jsonl (training.log_samples) the sample ids of every step
-    checkpoints/        see `unimo_ds.engine.checkpoint`
+config.yaml         the resolved configuration, a valid input of the command that made it
+receipt.json        command, git state, packages, data manifests, one entry a start
+metrics.jsonl       one object a line: a logged step, or an evaluation
+tensorboard/        the same numbers as events
+samples-rank*.jsonl (training.log_samples) the sample ids of every step
+checkpoints/        see `unimo_ds.engine.checkpoint`
 """
 
 import json

@@ -13,6 +13,7 @@ E head width.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def _split_by_length(sorted_lengths: Any) -> list[slice]:
         best = {covered: found for covered, found in reached.items() if covered < len(values)}
         finished = min(finished, reached.get(len(values), finished), key=lambda found: found[0])
     cuts = finished[1]
-    return [slice(begin, end) for begin, end in zip(cuts, cuts[1:], strict=False)]
+    return [slice(begin, end) for begin, end in pairwise(cuts)]
 
 
 class _Pad(torch.autograd.Function):

@@ -60,4 +60,6 @@ class StreamEmbedding(nn.Module):
         text_WD = self.text(batch.token_ids_W, batch.token_positions_W)
         region_LD = self.region(batch)
         hidden_TD = text_WD.new_zeros(batch.positions, text_WD.shape[1])
-        return hidden_TD.index_copy(0, batch.token_rows_W, text_WD).index_copy(0, batch.region_rows_L, region_LD)
+        hidden_TD = hidden_TD.index_copy(0, batch.token_rows_W, text_WD)
+        filled_TD: Tensor = hidden_TD.index_copy(0, batch.region_rows_L, region_LD)
+        return filled_TD

@@ -17,7 +17,9 @@ from unimo_ds.model.transformer import Transformer
 
 
 class Outputs(NamedTuple):
-    """What one pass gives, a tuple so that ZeRO-3 finds the tensors in it; shape suffixes as in `unimo_ds.batch`, D hidden width, C region classes.
+    """What one pass gives; a tuple, so that ZeRO-3 finds the tensors in it.
+
+    Shape suffixes as in `unimo_ds.batch`; D hidden width, C region classes, V vocabulary.
 
     Attributes:
         language_losses_M: float32, cross-entropy of each language target.
@@ -84,7 +86,10 @@ class Unimo(nn.Module):
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Parameters with and without weight decay: biases, LayerNorms and the temperature have none (unimo-spec, 7.0)."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        (free if name.endswith((".bias", "temperature.value")) or ".norm." in name or "_norm." in name else decayed).append(parameter)
+        (free if name.endswith((".bias", "temperature.value")) or ".norm." in name or "_norm." in name else decayed).append(
+            parameter
+        )
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

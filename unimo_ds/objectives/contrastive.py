@@ -93,4 +93,6 @@ def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tens
     shares, _ = distributed.gather_rows(torch.stack(column_shares_N)[None])  # [ranks, 2, N]
     first = sum(counts[: distributed.rank()])
     column_all_P, column_positive_P = shares[:, :, first : first + len(text_PD)].logsumexp(0)
-    return 0.5 * (row_all_P - row_positive_P + column_all_P - column_positive_P).sum()
+    both_ways_P = row_all_P - row_positive_P + column_all_P - column_positive_P
+    loss: Tensor = 0.5 * both_ways_P.sum()
+    return loss
