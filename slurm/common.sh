@@ -15,8 +15,10 @@ echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_
 run_until_done() {
     srun --kill-on-bad-exit=1 "$@" &
     local step=$! code=0
+    time_is_up=
     # In the foreground, srun would keep bash from seeing the signal until the step has ended.
-    trap 'echo "signal: asking the ranks to save"; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1 TERM
+    trap 'time_is_up=yes; ask_to_save' USR1
+    trap ask_to_save TERM # scancel, or a preemption after which Slurm requeues by itself
     while :; do
         wait "$step" && code=0 || code=$?
         kill -0 "$step" 2>/dev/null || break # `wait` also returns when a signal was trapped
@@ -25,9 +27,14 @@ run_until_done() {
     return "$code"
 }
 
-# requeue_if_wanted RUN_FOLDER: puts the job back into the queue if the run was interrupted and saved.
+ask_to_save() {
+    echo "signal: asking the ranks to save"
+    scancel --signal=USR1 "$SLURM_JOB_ID"
+}
+
+# requeue_if_wanted RUN_FOLDER: puts the job back into the queue if its time ran out before the run was done.
 requeue_if_wanted() {
-    if [ -e "$1/REQUEUE" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
+    if [ -n "$time_is_up" ] && [ -e "$1/REQUEUE" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
         rm -f "$1/REQUEUE"
         echo "requeue: the run goes on from its last checkpoint"
         scontrol requeue "$SLURM_JOB_ID"

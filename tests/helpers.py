@@ -61,7 +61,9 @@ def random_batch(seed: int, pairs: int = 0, texts: int = 0, images: int = 0, fir
         packer.add(Sequence(image=image, regions=shown, text=views.generated_text(tokens), causal=True, target=Target.SEQ2SEQ))
         pair = packer.add_pair(first_group + number)
         packer.add(Sequence(image=image, regions=shown, text=views.whole_text(tokens), member=Member(pair, Kind.PAIR)))
-        packer.add(Sequence(image=image, regions=shown, text=views.whole_text(tokens[::-1]), member=Member(pair, Kind.NEGATIVE)))
+        packer.add(
+            Sequence(image=image, regions=shown, text=views.whole_text(tokens[::-1]), member=Member(pair, Kind.NEGATIVE))
+        )
         packer.add(Sequence(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
         packer.add(Sequence(text=views.whole_text(tokens), member=Member(pair, Kind.ALONE)))
     for _ in range(texts):

@@ -102,6 +102,9 @@ def _fit_to_data(config: RunConfig, tokenizer: Tokenizer, corpora: Sequence[Corp
     return config.model_copy(update={"model": model}), stores[0].detector if stores else {}
 
 
+_FREE_TO_CHANGE = ("size", "dropout", "attention_dropout", "initializer_range")  # no weight depends on them
+
+
 def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[str, Any]) -> int:
     """The step to go on from.
 
@@ -116,7 +119,7 @@ def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[
         raise CheckpointError(f"init = {source}: has no state.json: not a checkpoint folder of unimo_ds (step-00000100, say)")
     state = read_state(source)
     theirs, ours = state["model"], config.model.model_dump(mode="json")
-    different = [key for key in ours if theirs.get(key) != ours[key] and key not in ("size", "dropout", "attention_dropout")]
+    different = [key for key in ours if theirs.get(key) != ours[key] and key not in _FREE_TO_CHANGE]
     if different:
         details = "; ".join(f"model.{key}: {theirs.get(key)} there, {ours[key]} here" for key in different)
         raise CheckpointError(f"{source}: holds another model; {details}")

@@ -27,6 +27,10 @@ def join(batches: list[Batch]) -> Batch:
             elif name.endswith("_GK"):
                 value = torch.nn.functional.pad(value, (0, kept - value.shape[1]))
             column.append(value)
-        positions, vectors, pairs = positions + batch.positions, vectors + len(batch.features_RF), pairs + len(batch.pair_groups_P)
+        positions, vectors, pairs = (
+            positions + batch.positions,
+            vectors + len(batch.features_RF),
+            pairs + len(batch.pair_groups_P),
+        )
     columns["cu_seqlens_S1"].append(torch.tensor([positions], dtype=torch.int32))
     return Batch(**{name: torch.cat(parts) for name, parts in columns.items()})

@@ -29,7 +29,11 @@ def write_inputs(folder: Path, images: int = 24) -> None:
             writer.write(f"{number:04}.jpg", random_regions(rng, int(rng.integers(5, 12))))
     finish_store(folder / "regions")
     captions = [
-        {"id": number, "image_id": number // 2, "caption": f"A {_colour(rng)} {_noun(rng)} is beside a {_colour(rng)} {_noun(rng)}."}
+        {
+            "id": number,
+            "image_id": number // 2,
+            "caption": f"A {_colour(rng)} {_noun(rng)} is beside a {_colour(rng)} {_noun(rng)}.",
+        }
         for number in range(2 * images)
     ]
     files = [{"id": number, "file_name": f"{number:04}.jpg"} for number in range(images)]
@@ -50,7 +54,14 @@ def _colour(rng: np.random.Generator) -> str:
 def write_config(folder: Path, run: str, **training: Any) -> Path:
     """The YAML of a run named `run` on the inputs in `folder`."""
     corpora = [
-        {"name": "pairs", "kind": "pairs", "format": "coco_captions", "path": "captions.json", "regions": "regions", "per_step": 6},
+        {
+            "name": "pairs",
+            "kind": "pairs",
+            "format": "coco_captions",
+            "path": "captions.json",
+            "regions": "regions",
+            "per_step": 6,
+        },
         {"name": "texts", "kind": "texts", "format": "plain_text", "path": "texts.txt", "per_step": 3},
         {"name": "images", "kind": "images", "format": "regions", "regions": "regions", "per_step": 3},
     ]

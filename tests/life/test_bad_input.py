@@ -72,7 +72,9 @@ def test_a_store_of_another_detector_is_refused(inputs: Path) -> None:
             writer.write(f"{number:04}.jpg", random_regions(rng, 6))
     finish_store(inputs / "other")
     before = sorted(path.name for path in (inputs / "other_detector/checkpoints").iterdir())
-    code, output = call(config, f"data.corpora.pairs.regions={inputs / 'other'}", f"data.corpora.images.regions={inputs / 'other'}")
+    code, output = call(
+        config, f"data.corpora.pairs.regions={inputs / 'other'}", f"data.corpora.images.regions={inputs / 'other'}"
+    )
     assert code == 1 and "Traceback" not in output
     assert f"{inputs / 'other'}: made by another detector" in output and "step-00000004" in output
     assert sorted(path.name for path in (inputs / "other_detector/checkpoints").iterdir()) == before
@@ -110,7 +112,9 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(inputs: Path, tmp_path: 
     config = small_run.write_config(inputs, "full_disk", steps=16)
     checkpoints = inputs / "full_disk/checkpoints"
     checkpoints.mkdir(parents=True)
-    script = f'mount -t tmpfs -o size=1700k tmpfs {checkpoints} && "$@"; code=$?; cp -r {checkpoints} {tmp_path}/kept; exit $code'
+    script = (
+        f'mount -t tmpfs -o size=1700k tmpfs {checkpoints} && "$@"; code=$?; cp -r {checkpoints} {tmp_path}/kept; exit $code'
+    )
     code, output = call(config, "training.keep_checkpoints=9", shell_prefix=["unshare", "-rm", "sh", "-c", script, "sh"])
     assert code == 0, output
     assert "CHECKPOINT NOT SAVED at step 12" in output and "No space left on device" in output

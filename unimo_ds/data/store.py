@@ -218,7 +218,13 @@ _environments: dict[tuple[int, Path], Any] = {}
 
 
 def _environment(shard: Path) -> Any:
-    """The environment of a shard in this process: LMDB allows one a process, however many stores look at it."""
+    """The environment of a shard in this process: LMDB allows one a process, however many stores look at it.
+
+    A forked process first closes its copies of the parent's environments: they must not be used, and LMDB counts them as open.
+    Read-only environments without a lock file share nothing with the parent, so closing a copy leaves the parent's alone.
+    """
+    for inherited in [key for key in _environments if key[0] != os.getpid()]:
+        _environments.pop(inherited).close()
     key = (os.getpid(), shard.resolve())
     if key not in _environments:
         _environments[key] = lmdb.open(str(shard), readonly=True, lock=False, readahead=False, max_spare_txns=4)

@@ -30,6 +30,8 @@ _FIXED_PAINT: dict[str, Rgb] = {
 }
 
 FloatImage = NDArray[np.float32]
+Pattern = Callable[[NDArray[np.int64], NDArray[np.int64], int], NDArray[np.int64]]
+"""0 or 1 for row, column and side of a tile."""
 
 
 class Drawable(Protocol):
@@ -175,10 +177,8 @@ def _snow(rng: np.random.Generator) -> FloatImage:
     return picture
 
 
-def _tiled(
-    rng: np.random.Generator, pattern: Callable[[NDArray[np.int64], NDArray[np.int64], int], NDArray[np.int64]]
-) -> FloatImage:
-    """Two neighbouring pastel tones in the pattern given by a 0/1 function of row, column and tile side."""
+def _tiled(rng: np.random.Generator, pattern: Pattern) -> FloatImage:
+    """Two neighbouring pastel tones, laid out by `pattern`."""
     base = _pastel(rng)
     tones = np.stack((base, np.clip(base - float(rng.uniform(14, 26)), 0, 255)))
     rows, columns = np.arange(HEIGHT)[:, None], np.arange(WIDTH)[None, :]
@@ -190,7 +190,7 @@ def _checks(rng: np.random.Generator) -> FloatImage:
 
 
 def _stripes(rng: np.random.Generator) -> FloatImage:
-    return _tiled(rng, lambda rows, columns, side: (columns // side + 0 * rows) % 2)
+    return _tiled(rng, lambda rows, columns, side: columns // side % 2)
 
 
 def _plain(rng: np.random.Generator) -> FloatImage:

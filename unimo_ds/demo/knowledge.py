@@ -91,7 +91,7 @@ FACTS: dict[str, Facts] = {
         ("tail", "paw", "whisker"),
         (),
         ("keep {it} as a pet", "feed {it} with milk", "stroke {it}"),
-        (("catches mice", "catch mice"), ("purrs", "purr"), ("sleeps for most of the day", "sleep for most of the day")),
+        (("catches mice", "catch mice"), ("purrs", "purr"), ("sleeps for hours", "sleep for hours")),
     ),
     "star": Facts(
         "heavenly body",
@@ -190,7 +190,7 @@ FACTS: dict[str, Facts] = {
         ("at a station", "in a church tower"),
         ("dial", "pendulum", "spring"),
         ("brass", "steel"),
-        ("tell the time by {it}", "wind {it} every week", "wake up by {it}"),
+        ("tell the time by {it}", "wind {it} every morning", "wake up by {it}"),
         (("ticks", "tick"), ("counts the hours", "count the hours")),
     ),
     "kite": Facts(

@@ -144,7 +144,8 @@ def _seat(rng: np.random.Generator, host: Thing, guest: Thing, surface: Surface)
         left, right = x + (1 - surface.right) * width, x + (1 - surface.left) * width - guest.box[2]
     # A guest wider than its seat hangs over both sides alike.
     guest_x = float(rng.uniform(left, right)) if right > left else (left + right) / 2
-    guest = _move(guest, round(guest_x), round(y + surface.foot * height) - guest.box[3])
+    inside_picture = min(max(round(guest_x), 0), WIDTH - guest.box[2])
+    guest = _move(guest, inside_picture, round(y + surface.foot * height) - guest.box[3])
     return replace(guest, host=0, held=surface.relation)
 
 

@@ -16,9 +16,9 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
-        self.word = Embedding(model.vocabulary_size, model.hidden_size)
-        self.position = Embedding(model.max_positions, model.hidden_size)
-        self.norm = layer_norm(model.hidden_size)
+        self.word = Embedding(model.vocabulary_size, model)
+        self.position = Embedding(model.max_positions, model)
+        self.norm = layer_norm(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, token_ids_W: Tensor, token_positions_W: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ class RegionEmbedding(nn.Module):
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
-        self.feature = Linear(model.feature_width, model.hidden_size)
-        self.location = Linear(5, model.hidden_size)
-        self.norm = layer_norm(model.hidden_size)
+        self.feature = Linear(model.feature_width, model.hidden_size, model)
+        self.location = Linear(5, model.hidden_size, model)
+        self.norm = layer_norm(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -20,8 +20,8 @@ class LanguageHead(nn.Module):
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
-        self.transform = Linear(model.hidden_size, model.hidden_size)
-        self.norm = layer_norm(model.hidden_size)
+        self.transform = Linear(model.hidden_size, model.hidden_size, model)
+        self.norm = layer_norm(model)
         self.bias = nn.Parameter(torch.zeros(model.vocabulary_size))
 
     def forward(
@@ -40,8 +40,8 @@ class RegionHead(nn.Module):
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
-        self.feature = Linear(model.hidden_size, model.feature_width)
-        self.classes = Linear(model.hidden_size, model.region_classes)
+        self.feature = Linear(model.hidden_size, model.feature_width, model)
+        self.classes = Linear(model.hidden_size, model.region_classes, model)
 
     def forward(self, hidden_GD: Tensor) -> tuple[Tensor, Tensor]:
         """`features [G, F], class logits [G, C]`, float32."""
@@ -53,7 +53,7 @@ class Pooler(nn.Module):
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
-        self.dense = Linear(model.hidden_size, model.hidden_size)
+        self.dense = Linear(model.hidden_size, model.hidden_size, model)
 
     def forward(self, hidden_QD: Tensor) -> Tensor:
         """Unit vectors, float32 [Q, D]."""

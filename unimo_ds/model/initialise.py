@@ -1,4 +1,5 @@
-"""Layers with UNIMO's initial values: normal of deviation 0.02 cut at two deviations, biases 0 (unimo-spec, 2.2).
+"""Layers with UNIMO's initial values: normal of deviation `model.initializer_range`, cut at two deviations, biases 0
+(unimo-spec, 2.2).
 
 The values are set inside the layers' own constructors: under ZeRO-3 a layer is partitioned as soon as it is made, and
 whoever comes later finds it empty.
@@ -6,29 +7,38 @@ whoever comes later finds it empty.
 
 from torch import Tensor, nn
 
-DEVIATION = 0.02
+from unimo_ds.config import ModelSection
+
 EPSILON = 1e-5  # of every LayerNorm
 
 
-def _normal_(tensor: Tensor) -> None:
-    nn.init.trunc_normal_(tensor, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
+def _normal_(tensor: Tensor, deviation: float) -> None:
+    nn.init.trunc_normal_(tensor, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 class Linear(nn.Linear):
     """A linear layer with bias."""
 
+    def __init__(self, inputs: int, outputs: int, model: ModelSection) -> None:
+        self._deviation = model.initializer_range
+        super().__init__(inputs, outputs)
+
     def reset_parameters(self) -> None:
-        _normal_(self.weight)
+        _normal_(self.weight, self._deviation)
         nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
     """A table of vectors."""
 
+    def __init__(self, entries: int, model: ModelSection) -> None:
+        self._deviation = model.initializer_range
+        super().__init__(entries, model.hidden_size)
+
     def reset_parameters(self) -> None:
-        _normal_(self.weight)
+        _normal_(self.weight, self._deviation)
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
+def layer_norm(model: ModelSection) -> nn.LayerNorm:
     """A LayerNorm over the hidden width."""
-    return nn.LayerNorm(width, eps=EPSILON)
+    return nn.LayerNorm(model.hidden_size, eps=EPSILON)

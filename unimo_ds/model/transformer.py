@@ -19,12 +19,12 @@ class TransformerLayer(nn.Module):
         super().__init__()
         width = model.hidden_size
         self.heads, self.attention_dropout = model.heads, model.attention_dropout
-        self.query_key_value = Linear(width, 3 * width)
-        self.output = Linear(width, width)
-        self.attention_norm = layer_norm(model.hidden_size)
-        self.expand = Linear(width, 4 * width)
-        self.contract = Linear(4 * width, width)
-        self.feed_forward_norm = layer_norm(model.hidden_size)
+        self.query_key_value = Linear(width, 3 * width, model)
+        self.output = Linear(width, width, model)
+        self.attention_norm = layer_norm(model)
+        self.expand = Linear(width, 4 * width, model)
+        self.contract = Linear(4 * width, width, model)
+        self.feed_forward_norm = layer_norm(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, hidden_TD: Tensor, plan: AttentionPlan) -> Tensor:
