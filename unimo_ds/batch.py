@@ -61,7 +61,7 @@ class Batch:
         cu_seqlens_S1: int32 [S+1], where sequences begin; sequence s is `[cu[s], cu[s+1])`.
         prefix_lengths_S: int32; position j of a sequence is visible to position i when `j < max(prefix, i + 1)`.
         token_ids_W, token_positions_W, token_rows_W: each text token's id, position id and row of the stream.
-        features_RF: float32 region vectors, the [IMG] means among them.
+        features_RF: float16 region vectors as stored, the [IMG] means among them; the model converts them where it computes.
         boxes_R5: float32 location features.
         region_sources_L, region_rows_L: which vector is shown at which row of the stream.
         region_hidden_L: bool, whether its feature is replaced by zeros there.

@@ -26,11 +26,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-# base and large: spec 2.2. The small sizes keep base's product of initial deviation and root of width: with 0.02 the attention of a
-# narrow model starts so weak that [CLS] and [IMG] are alike for all inputs, and CMCL needs hundreds of steps to start.
+# base and large: spec 2.2. The small sizes start near one over the root of their width: with 0.02 the attention of a narrow
+# model is so weak at first that [CLS] and [IMG] are alike for all inputs, and CMCL needs hundreds of steps to start.
 SIZES: dict[str, dict[str, float]] = {
-    "tiny": {"hidden_size": 128, "layers": 3, "heads": 4, "initializer_range": 0.05},
-    "small": {"hidden_size": 256, "layers": 4, "heads": 4, "initializer_range": 0.035},
+    "tiny": {"hidden_size": 128, "layers": 3, "heads": 4, "initializer_range": 0.08},
+    "small": {"hidden_size": 256, "layers": 4, "heads": 4, "initializer_range": 0.06},
     "base": {"hidden_size": 768, "layers": 12, "heads": 12, "initializer_range": 0.02},
     "large": {"hidden_size": 1024, "layers": 24, "heads": 16, "initializer_range": 0.02},
 }

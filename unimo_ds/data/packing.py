@@ -15,6 +15,7 @@ _IMAGE_LOCATION = np.array([[0, 0, 1, 1, 1]], dtype=np.float32)  # of the [IMG] 
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 
 
 class _Column:
@@ -48,7 +49,7 @@ class Packer:
         self._width, self._max_regions = feature_width, max_regions
         self._images: list[Regions] = []
         self._first_vector: list[int] = []
-        self._vectors: list[Floats] = []
+        self._vectors: list[Halves] = []
         self._boxes: list[Floats] = []
         self._vector_count = 0
         self._sequences: list[Sequence] = []
@@ -57,9 +58,9 @@ class Packer:
     def add_image(self, regions: Regions) -> tuple[int, int]:
         """Adds an image; returns its number and how many of its regions are shown."""
         shown = min(len(regions), self._max_regions)
-        features = regions.features_RF.astype(np.float32)
+        features = regions.features_RF
         self._first_vector.append(self._vector_count)
-        self._add_vectors(features.mean(axis=0, keepdims=True), _IMAGE_LOCATION)
+        self._add_vectors(_mean(features), _IMAGE_LOCATION)
         boxes = location_features(regions.boxes_R4[:shown], regions.width, regions.height)
         self._add_vectors(features[:shown], boxes)
         self._images.append(regions)
@@ -74,7 +75,7 @@ class Packer:
         """Adds a sequence to the end of the stream."""
         self._sequences.append(sequence)
 
-    def _add_vectors(self, vectors: Floats, boxes: Floats) -> None:
+    def _add_vectors(self, vectors: Halves, boxes: Floats) -> None:
         self._vectors.append(vectors)
         self._boxes.append(boxes)
         self._vector_count += len(vectors)
@@ -84,11 +85,10 @@ class Packer:
         assert sequence.image is not None
         if sequence.hidden is None:
             return self._first_vector[sequence.image]
-        features = self._images[sequence.image].features_RF.astype(np.float32)
+        features = self._images[sequence.image].features_RF
         seen = np.ones(len(features), dtype=bool)
         seen[: len(sequence.hidden)] = ~sequence.hidden
-        mean = features[seen].mean(axis=0, keepdims=True) if seen.any() else np.zeros((1, self._width), np.float32)
-        self._add_vectors(mean, _IMAGE_LOCATION)
+        self._add_vectors(_mean(features[seen]), _IMAGE_LOCATION)
         return self._vector_count - 1
 
     def build(self) -> Batch:
@@ -110,8 +110,8 @@ class Packer:
         made = {
             "cu_seqlens_S1": torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
             "prefix_lengths_S": torch.from_numpy(prefixes),
-            "features_RF": _joined(self._vectors, self._width),
-            "boxes_R5": _joined(self._boxes, 5),
+            "features_RF": torch.from_numpy(_stacked(self._vectors, self._width, np.float16)),
+            "boxes_R5": torch.from_numpy(_stacked(self._boxes, 5, np.float32)),
             "region_hidden_L": columns["region_hidden_L"].tensor(np.bool_),
             "target_class_ids_GK": class_ids,
             "target_class_probabilities_GK": class_probabilities,
@@ -151,12 +151,22 @@ class _SoftLabels:
         most = max((ids.shape[1] for ids in self._ids), default=1)
         ids = [np.pad(part, ((0, 0), (0, most - part.shape[1]))) for part in self._ids]
         probabilities = [np.pad(part, ((0, 0), (0, most - part.shape[1]))) for part in self._probabilities]
-        return _joined(ids, most).to(torch.int64), _joined(probabilities, most)
+        return (
+            torch.from_numpy(_stacked(ids, most, np.int64)),
+            torch.from_numpy(_stacked(probabilities, most, np.float32)),
+        )
 
 
-def _joined(parts: Items[npt.NDArray[np.generic]], width: int) -> Tensor:
-    joined = np.concatenate(parts) if parts else np.zeros((0, width))
-    return torch.from_numpy(joined if joined.dtype == np.int64 else joined.astype(np.float32))
+def _mean(features: Halves) -> Halves:
+    """The mean vector, [1, F], summed in float32; zeros where there is nothing to see."""
+    if len(features) == 0:
+        return np.zeros((1, features.shape[1]), np.float16)
+    mean: Halves = features.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.float16)
+    return mean
+
+
+def _stacked(parts: Items[npt.NDArray[np.generic]], width: int, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+    return np.concatenate(parts) if parts else np.zeros((0, width), dtype)
 
 
 def _place_text(columns: dict[str, _Column], sequence: Sequence, text: PackedText, row: int) -> None:
