@@ -50,22 +50,40 @@ def view_maker() -> ViewMaker:
     return ViewMaker(WordsTokenizer(), MaskingSection())  # type: ignore[arg-type]
 
 
-def random_batch(seed: int, pairs: int = 0, texts: int = 0, images: int = 0, first_group: int = 0, vary: bool = True) -> Batch:
-    """A packed batch with every objective that its samples allow."""
+def random_batch(
+    seed: int,
+    pairs: int = 0,
+    texts: int = 0,
+    images: int = 0,
+    first_group: int = 0,
+    groups: list[int] | None = None,
+    candidates: bool = False,
+) -> Batch:
+    """A packed batch with every objective that its samples allow.
+
+    Args:
+        seed: of all random numbers.
+        pairs, texts, images: numbers of samples.
+        first_group: pairs are of images `first_group`, `first_group + 1`, ..
+        groups: the pairs' images, where several are of one.
+        candidates: give each pair 0 to 3 of every further kind of candidate.
+    """
     rng = np.random.default_rng(seed)
     packer, views = Packer(WIDTH, 100), view_maker()
     for number in range(pairs):
         image, shown = packer.add_image(random_regions(rng, int(rng.integers(3, 9))))
-        tokens = rng.integers(4, VOCABULARY - 1, int(rng.integers(5, 14)) if vary else 8)
+        tokens = rng.integers(4, VOCABULARY - 1, int(rng.integers(5, 14)))
         packer.add(Sequence(image=image, regions=shown, text=views.masked_text(tokens, rng)))
         packer.add(Sequence(image=image, regions=shown, text=views.generated_text(tokens), causal=True, target=Target.SEQ2SEQ))
-        pair = packer.add_pair(first_group + number)
+        pair = packer.add_pair(first_group + number if groups is None else groups[number])
         packer.add(Sequence(image=image, regions=shown, text=views.whole_text(tokens), member=Member(pair, Kind.PAIR)))
         packer.add(
             Sequence(image=image, regions=shown, text=views.whole_text(tokens[::-1]), member=Member(pair, Kind.NEGATIVE))
         )
         packer.add(Sequence(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
         packer.add(Sequence(text=views.whole_text(tokens), member=Member(pair, Kind.ALONE)))
+        if candidates:
+            add_candidates(packer, rng, pair, image, shown)
     for _ in range(texts):
         tokens = rng.integers(4, VOCABULARY - 1, 24)
         packer.add(Sequence(text=views.masked_text(tokens, rng)))
@@ -77,3 +95,18 @@ def random_batch(seed: int, pairs: int = 0, texts: int = 0, images: int = 0, fir
         image, shown = packer.add_image(regions)
         packer.add(Sequence(image=image, regions=shown, hidden=views.hidden_regions(regions, shown, rng)))
     return packer.build()
+
+
+def add_candidates(packer: Packer, rng: np.random.Generator, pair: int, image: int, shown: int) -> None:
+    """0 to 3 of each: rewritten positives, hard negatives, retrieved images, retrieved texts."""
+    views = view_maker()
+    for kind in (Kind.POSITIVE, Kind.NEGATIVE):
+        for _ in range(int(rng.integers(4))):
+            text = views.whole_text(rng.integers(4, VOCABULARY - 1, 7))
+            packer.add(Sequence(image=image, regions=shown, text=text, member=Member(pair, kind)))
+    for _ in range(int(rng.integers(4))):
+        other, count = packer.add_image(random_regions(rng, 4))
+        packer.add(Sequence(image=other, regions=count, member=Member(pair, Kind.RETRIEVED)))
+    for _ in range(int(rng.integers(4))):
+        text = views.whole_text(rng.integers(4, VOCABULARY - 1, 9))
+        packer.add(Sequence(text=text, member=Member(pair, Kind.RETRIEVED)))

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unimo_ds.batch import Batch, Counts
+from unimo_ds.batch import Batch
 from unimo_ds.bench import workload as work
 from unimo_ds.config import ModelSection, ObjectivesSection, TrainingSection
 from unimo_ds.model.unimo import Unimo, parameter_groups
@@ -74,8 +75,7 @@ def engine(size: str, precision: str, load: work.Workload) -> Step:
     training = TrainingSection.model_validate({"steps": 1000, "precision": precision, "deepspeed": config})
     batch = work.packed(load)
     wrapped = Engine(lambda: PretrainingModel(Unimo(shape(size)), OBJECTIVES), lambda m: parameter_groups(m, 0.01), training)
-    totals = Totals(*map(float, (batch.counts() + Counts(0, 0, 0, 0, 0)).tensor().tolist()))
-    return lambda: wrapped.step(0, [batch], totals)
+    return lambda: wrapped.step(0, [batch], _totals(batch))
 
 
 def _hugging_face_shape(size: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _masked(load: work.Workload) -> tuple[Tensor, Tensor, Tensor]:
     labels_T = torch.full((batch.positions,), -100)
     labels_T[batch.language_rows_M] = batch.language_labels_M
     pad = torch.nn.utils.rnn.pad_sequence
-    parts = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(starts)]
     ids = pad([batch.token_ids_W[part] for part in parts], batch_first=True, padding_value=1)
     labels = pad([labels_T[part] for part in parts], batch_first=True, padding_value=-100)
     return ids, (ids != 1).long(), labels

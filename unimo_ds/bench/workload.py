@@ -1,6 +1,7 @@
 """The inputs that every contender of a benchmark gets, and how much arithmetic they need at least.
 
-Pairs have 10 to 100 regions and captions of 13 tokens on average, about 2,000 positions in all; documents have 64 to 512 tokens.
+Pairs have 10 to 100 regions and captions of 13 tokens on average, about 2,000 positions in all; documents have 64 to 512
+tokens.
 """
 
 from dataclasses import dataclass

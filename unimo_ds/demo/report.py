@@ -87,9 +87,9 @@ def summary_table(run_folder: Path) -> str:
         UnimoError: as `write_report`.
     """
     run = _read_run(Path(run_folder))
-    losses = [["loss", "", f"step {run.steps[0]['step']}", f"step {run.steps[-1]['step']}", ""]]
+    losses = [["loss", "", f"step {run.steps[0]['step']}", f"step {run.steps[-1]['step']}", "", ""]]
     for row in loss_rows(run.config, run.steps):
-        losses.append(["  " + row.title, row.name, row.start, row.end, row.verdict])
+        losses.append(["  " + row.title, row.name, row.start, row.end, row.change, "falls" if row.falls else ""])
     ranks = [[f"among {_candidates(run)} {_whose(run.config)}", *(f"R@{rank}" for rank in _RANKS)]]
     for recall in recall_rows(run.evaluation["numbers"]):
         ranks += [["  " + recall.title, *recall.found], ["    by chance", *recall.chance]]
@@ -183,11 +183,10 @@ def _by_step(lines: Iterable[Numbers]) -> list[Numbers]:
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in keys if key not in content]
-    except (OSError, ValueError, TypeError) as error:
-        raise UnimoError(f"{path}: cannot be read ({error}); write it again") from error
-    if missing or not isinstance(content, dict):
-        raise UnimoError(f"{path}: has no {', '.join(missing) or 'keys'}; this program writes {', '.join(keys)}")
+    except (OSError, ValueError) as error:
+        raise UnimoError(f"{path}: cannot be read ({error}); make it again") from error
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise UnimoError(f"{path}: was not written by this program, which writes an object with {', '.join(keys)}")
     return content
 
 
@@ -216,7 +215,8 @@ def _parameters(folder: Path) -> int | None:
         return None
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    count: int = sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return count
 
 
 def _training_seconds(folder: Path) -> float | None:
@@ -246,7 +246,7 @@ def _event_times(path: Path) -> Iterator[float]:
 
 @dataclass(frozen=True)
 class LossRow:
-    """An objective's loss at the first and the last logged step, ready to be shown."""
+    """An objective's loss at the first and the last logged step, ready to be shown; `change` may be a reason for none."""
 
     name: str
     title: str
@@ -255,11 +255,6 @@ class LossRow:
     end: str
     change: str
     falls: bool
-
-    @property
-    def verdict(self) -> str:
-        """`-53 %  falls`, or why there is nothing to say."""
-        return f"{self.change}  falls" if self.falls else self.change
 
 
 @dataclass(frozen=True)
@@ -329,7 +324,7 @@ def _whose(config: RunConfig) -> str:
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 # The plot's frame inside the drawing, in the units of its viewBox.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 332.0, 8.0, 152.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 326.0, 8.0, 152.0
 _MOST_POINTS = 400
 
 
@@ -374,7 +369,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """How one kind of quantity is shown."""
 
     axis: str
@@ -382,12 +377,12 @@ class _Kind:
     from_zero: bool = True
 
 
-_LOSS = _Kind("loss", lambda value: f"{value:.2f}", from_zero=False)
-_RATE = _Kind("learning rate", lambda value: f"{value:.1e}")
-_TEMPERATURE = _Kind("temperature", lambda value: f"{value:.3f}", from_zero=False)
-_SPEED = _Kind("positions / s", lambda value: f"{value:,.0f}")
-_WAIT = _Kind("% of the time", lambda value: f"{value:.1f} %")
-_SHARE = _Kind("% right", lambda value: f"{value:.1f} %")
+_LOSS = Kind("loss", lambda value: f"{value:.2f}", from_zero=False)
+_RATE = Kind("learning rate", lambda value: f"{value:.1e}")
+_TEMPERATURE = Kind("temperature", lambda value: f"{value:.3f}", from_zero=False)
+_SPEED = Kind("positions / s", lambda value: f"{value:,.0f}")
+_WAIT = Kind("% of the time", lambda value: f"{value:.1f} %")
+_SHARE = Kind("% right", lambda value: f"{value:.1f} %")
 
 
 def _charts(run: _Run) -> list[Chart]:
@@ -416,7 +411,7 @@ def _series(lines: list[Numbers], key: str, scale: float = 1) -> list[Point]:
     return [(line["step"], scale * line[key]) for line in lines if math.isfinite(line.get(key, math.nan))]
 
 
-def draw_chart(title: str, kind: _Kind, curves: list[Curve], last_step: float) -> Chart:
+def draw_chart(title: str, kind: Kind, curves: list[Curve], last_step: float) -> Chart:
     """Places curves in a frame from step 0 to `last_step`."""
     curves = [curve for curve in curves if curve.points]
     low, high = _range([value for curve in curves for _, value in curve.points], kind.from_zero)
@@ -436,7 +431,7 @@ def draw_chart(title: str, kind: _Kind, curves: list[Curve], last_step: float) -
     )
 
 
-def _line(curve: Curve, kind: _Kind, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
+def _line(curve: Curve, kind: Kind, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
     every = -(-len(curve.points) // _MOST_POINTS)
     shown = [*curve.points[:-1:every], curve.points[-1]]
     placed = [(x(step), y(value)) for step, value in shown]
@@ -519,7 +514,9 @@ class Gallery:
         self._section = section
         self._store = RegionStore(section.regions)
         names = len(section.class_names), len(section.attribute_names)
-        expected = tuple(self._store.detector.get(key, count) for key, count in zip(("classes", "attributes"), names, strict=True))
+        expected = tuple(
+            self._store.detector.get(key, count) for key, count in zip(("classes", "attributes"), names, strict=True)
+        )
         if names != expected:
             raise UnimoError(
                 f"{section.regions}: its detector has {expected[0]} classes and {expected[1]} attributes, but {names[0]} and "
@@ -641,6 +638,7 @@ def _view(section: ReportSection) -> dict[str, Any]:
         "queries": [_query(example, gallery) for example in run.evaluation["retrieval"][:_QUERIES]],
         "captions": [_written(example, gallery) for example in run.evaluation["captions"]],
         "sure": _SURE,
+        "classes": len(section.class_names),
         "commands": _commands(run),
     }
 
@@ -708,10 +706,7 @@ def _packages(start: dict[str, Any]) -> str:
 
 def _shown(path: Path) -> str:
     """As a user would type it: relative where possible."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _commands(run: _Run) -> list[tuple[str, str]]:
@@ -730,7 +725,7 @@ def _commands(run: _Run) -> list[tuple[str, str]]:
             f"{pretrain} folder={other} objectives.cmcl.weight=0",
         ),
         (
-            "Make it harder: more pictures to choose from, more captions. Writes evaluation.json beside the checkpoint.",
-            f"unimo-ds evaluate {shlex.quote(folder)} evaluation.candidates=1000 evaluation.captions=50",
+            "Read more of what it writes: 50 captions, in evaluation.json beside the newest checkpoint.",
+            f"unimo-ds evaluate {shlex.quote(folder)} evaluation.captions=50",
         ),
     ]

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unimo_ds.kernels.dropout import dropout
+
 _MOST_BUCKETS = 4
 _HIDDEN = -1e4  # added to masked scores; the original's value, finite so that padded rows stay finite (unimo-spec, 3)
 
@@ -139,13 +141,13 @@ class _Unpad(torch.autograd.Function):
         return padded.masked_fill_(ctx.plan.padding.view(-1, *[1] * (padded.dim() - 1)), 0.0), None
 
 
-def packed_attention(qkv_T3HE: Tensor, plan: AttentionPlan, dropout: float) -> Tensor:
+def packed_attention(qkv_T3HE: Tensor, plan: AttentionPlan, rate: float) -> Tensor:
     """Attention of every sequence of the stream within itself.
 
     Args:
         qkv_T3HE: queries, keys and values.
         plan: of this batch.
-        dropout: probability with which an attention weight is dropped; 0 outside training.
+        rate: probability with which an attention weight is dropped; 0 outside training.
 
     Returns:
         [T, H, E], the attended values.
@@ -153,19 +155,19 @@ def packed_attention(qkv_T3HE: Tensor, plan: AttentionPlan, dropout: float) -> T
     if not plan.buckets:
         return qkv_T3HE[:, 0] + qkv_T3HE[:, 1] + qkv_T3HE[:, 2]  # no rows, but a gradient path to every input
     buffer = _Pad.apply(qkv_T3HE, plan)
-    attended = [_attend(buffer, bucket, dropout) for bucket in plan.buckets]
+    attended = [_attend(buffer, bucket, rate) for bucket in plan.buckets]
     out: Tensor = _Unpad.apply(torch.cat(attended), plan)
     return out
 
 
-def _attend(buffer: Tensor, bucket: Bucket, dropout: float) -> Tensor:
+def _attend(buffer: Tensor, bucket: Bucket, rate: float) -> Tensor:
     """Padded attention of one bucket; returns its rows [B * N, H, E]."""
     end = bucket.start + bucket.sequences * bucket.length
     rows = buffer[bucket.start : end].view(bucket.sequences, bucket.length, 3, *buffer.shape[2:])
     query, key, value = rows.permute(2, 0, 3, 1, 4)  # each [B, H, N, E]
-    if buffer.dtype == torch.float32:
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bucket.bias_B1NN, dropout_p=dropout)
+    if buffer.dtype == torch.float32 and rate == 0.0:  # with dropout, torch would not take its fused path on a CPU
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bucket.bias_B1NN)
     else:
         scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)) + bucket.bias_B1NN
-        mixed = torch.matmul(F.dropout(scores.softmax(-1), dropout, training=dropout > 0), value)
+        mixed = torch.matmul(dropout(scores.softmax(-1), rate), value)
     return mixed.transpose(1, 2).reshape(-1, *buffer.shape[2:])

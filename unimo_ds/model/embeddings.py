@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection
-from unimo_ds.model.initialise import Embedding, Linear, layer_norm
+from unimo_ds.model.layers import Dropout, Embedding, Linear, layer_norm
 
 
 class TextEmbedding(nn.Module):
@@ -19,7 +19,7 @@ class TextEmbedding(nn.Module):
         self.word = Embedding(model.vocabulary_size, model)
         self.position = Embedding(model.max_positions, model)
         self.norm = layer_norm(model)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
 
     def forward(self, token_ids_W: Tensor, token_positions_W: Tensor) -> Tensor:
         embedded_WD: Tensor = self.dropout(self.norm(self.word(token_ids_W) + self.position(token_positions_W)))
@@ -34,7 +34,7 @@ class RegionEmbedding(nn.Module):
         self.feature = Linear(model.feature_width, model.hidden_size, model)
         self.location = Linear(5, model.hidden_size, model)
         self.norm = layer_norm(model)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         dtype = self.feature.weight.dtype

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.linear_cross_entropy import linear_cross_entropy
-from unimo_ds.model.initialise import Linear, layer_norm
+from unimo_ds.model.layers import Linear, layer_norm
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 0.5
 

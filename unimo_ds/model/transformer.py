@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.attention import AttentionPlan, packed_attention
-from unimo_ds.model.initialise import Linear, layer_norm
+from unimo_ds.model.layers import Dropout, Linear, layer_norm
 
 
 class TransformerLayer(nn.Module):
@@ -25,13 +25,13 @@ class TransformerLayer(nn.Module):
         self.expand = Linear(width, 4 * width, model)
         self.contract = Linear(4 * width, width, model)
         self.feed_forward_norm = layer_norm(model)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
 
     def forward(self, hidden_TD: Tensor, plan: AttentionPlan) -> Tensor:
         positions, width = hidden_TD.shape
         qkv_T3HE = self.query_key_value(hidden_TD).view(positions, 3, self.heads, width // self.heads)
-        dropout = self.attention_dropout if self.training else 0.0
-        attended_TD = packed_attention(qkv_T3HE, plan, dropout).reshape(positions, width)
+        rate = self.attention_dropout if self.training else 0.0
+        attended_TD = packed_attention(qkv_T3HE, plan, rate).reshape(positions, width)
         hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.output(attended_TD)))
         fed_TD: Tensor = self.contract(F.gelu(self.expand(hidden_TD)))
         normed_TD: Tensor = self.feed_forward_norm(hidden_TD + self.dropout(fed_TD))

@@ -1,4 +1,4 @@
-"""Layers with UNIMO's initial values: normal of deviation `model.initializer_range`, cut at two deviations, biases 0
+"""The plain layers, with UNIMO's initial values: normal of deviation `model.initializer_range`, cut at two deviations, biases 0
 (unimo-spec, 2.2).
 
 The values are set inside the layers' own constructors: under ZeRO-3 a layer is partitioned as soon as it is made, and
@@ -8,6 +8,7 @@ whoever comes later finds it empty.
 from torch import Tensor, nn
 
 from unimo_ds.config import ModelSection
+from unimo_ds.kernels.dropout import dropout
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -37,6 +38,17 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         _normal_(self.weight, self._deviation)
+
+
+class Dropout(nn.Module):
+    """Dropout in training, nothing in evaluation."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self._rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self._rate if self.training else 0.0)
 
 
 def layer_norm(model: ModelSection) -> nn.LayerNorm:

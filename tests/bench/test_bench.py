@@ -1,0 +1,29 @@
+"""The benchmark's own arithmetic, and a dry run of every contender at a tiny size."""
+
+import numpy as np
+import pytest
+
+from unimo_ds.bench import contenders, training, workload
+
+
+def test_the_standard_workload_is_what_the_documents_say() -> None:
+    load = workload.pairs(training.PAIRS)
+    counts = [len(image) for image in load.images]
+    assert min(counts) >= 10 and max(counts) <= 100
+    assert np.mean([len(text) for text in workload.pairs(400).texts]) == pytest.approx(13, abs=0.5)
+    assert workload.packed(load).positions == pytest.approx(2000, abs=150)
+
+
+def test_useful_operations_of_a_known_case() -> None:
+    """One document of n tokens through one layer, counted by hand."""
+    model = contenders.shape("tiny").model_copy(update={"layers": 1})
+    batch = workload.packed(workload.documents(1))
+    positions, width, targets = batch.positions, model.hidden_size, len(batch.language_labels_M)
+    forward = 24 * width**2 * positions + 4 * width * positions**2 + 2 * targets * (width**2 + width * model.vocabulary_size)
+    assert workload.useful_flops(batch, model) == pytest.approx(3 * forward)
+
+
+@pytest.mark.parametrize("name", ["ours", "visualbert", "roberta"])
+def test_every_contender_makes_a_step(name: str) -> None:
+    kind = workload.documents(1) if name == "roberta" else workload.pairs(2)
+    contenders.CONTENDERS[name]("tiny", "fp32", kind)()
