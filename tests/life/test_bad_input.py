@@ -47,13 +47,9 @@ def test_a_broken_line_17_costs_one_record(inputs: Path) -> None:
 def test_one_flipped_byte_in_the_store_costs_one_image(inputs: Path) -> None:
     store = inputs / "flipped"
     shutil.copytree(inputs / "regions", store)
-    data = store / "shard-00000/data.mdb"
-    content = bytearray(data.read_bytes())
     rng = np.random.default_rng(0)
     victim = random_regions(rng, int(rng.integers(5, 12))).features_RF.tobytes()[:64]  # of the first image written
-    place = content.index(victim)
-    content[place + 10] ^= 0x10
-    data.write_bytes(bytes(content))
+    small_run.flip_a_byte(store / "shard-00000/data.mdb", victim)
     config = small_run.write_config(inputs, "flip", steps=16)
     paths = [f"data.corpora.{name}.regions={store}" for name in ("pairs", "images")]
     code, output = call(config, *paths)

@@ -37,7 +37,10 @@ def gelu(x: Tensor) -> Tensor:
 def embed(batch: Batch, weights: Weights) -> Tensor:
     """Every row of the stream before the first layer (spec 2.1)."""
     rows: list[Tensor | None] = [None] * batch.positions
-    text = weights["embedding.text.word.weight"][batch.token_ids_W] + weights["embedding.text.position.weight"][batch.token_positions_W]
+    text = (
+        weights["embedding.text.word.weight"][batch.token_ids_W]
+        + weights["embedding.text.position.weight"][batch.token_positions_W]
+    )
     for row, vector in zip(batch.token_rows_W.tolist(), layer_norm(text, weights, "embedding.text.norm"), strict=True):
         rows[row] = vector
     for source, row, hidden in zip(
@@ -59,7 +62,8 @@ def encode(hidden: Tensor, prefix: int, weights: Weights) -> Tensor:
     for number in range(TINY.layers):
         layer = f"transformer.layers.{number}"
         query, key, value = (
-            part.view(length, heads, -1).transpose(0, 1) for part in linear(hidden, weights, f"{layer}.query_key_value").chunk(3, -1)
+            part.view(length, heads, -1).transpose(0, 1)
+            for part in linear(hidden, weights, f"{layer}.query_key_value").chunk(3, -1)
         )
         scores = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).masked_fill(~visible, -torch.inf)
         mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(length, -1)
@@ -105,7 +109,9 @@ def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
     ]
     texts = [
         (pair, kind, pooled(row, "text_pooler"))
-        for row, pair, kind in zip(batch.text_rows_X.tolist(), batch.text_pairs_X.tolist(), batch.text_kinds_X.tolist(), strict=True)
+        for row, pair, kind in zip(
+            batch.text_rows_X.tolist(), batch.text_pairs_X.tolist(), batch.text_kinds_X.tolist(), strict=True
+        )
     ]
     temperature = weights["temperature.value"][0]
     alone_v = {pair: vector for pair, kind, vector in images if kind == Kind.ALONE}
@@ -136,7 +142,11 @@ def reference_losses(batch: Batch, weights: Weights, totals: Totals) -> Tensor:
             for start, end, prefix in zip(starts, starts[1:], batch.prefix_lengths_S.tolist(), strict=False)
         ]
     )
-    sums = [*language_sums(hidden, batch, weights), *region_sums(hidden, batch, weights), contrastive_sum(hidden, batch, weights)]
+    sums = [
+        *language_sums(hidden, batch, weights),
+        *region_sums(hidden, batch, weights),
+        contrastive_sum(hidden, batch, weights),
+    ]
     counts = [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs]
     return torch.stack([value / max(count, 1) for value, count in zip(sums, counts, strict=True)])
 
@@ -162,7 +172,9 @@ def compare(make: Callable[[], Batch]) -> None:
         theirs = double.grad if double.grad is not None else torch.zeros_like(double)  # nothing in the batch needs it
         assert parameter.grad is not None
         scale = float(parameter.grad.abs().max()) + 1e-3
-        torch.testing.assert_close(parameter.grad.double(), theirs, atol=2e-4 * scale, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad.double(), theirs, atol=2e-4 * scale, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_pairs_texts_and_images_together() -> None:

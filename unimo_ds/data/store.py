@@ -6,7 +6,8 @@ On disk a store is a folder:
     shard-00000/           one LMDB environment per writer (process, rank or array task)
     shard-00000.json       what the writer of that shard knows; merged into the manifest by `finish_store`
 
-A value is a fixed little-endian layout, every part aligned to eight bytes so that `numpy.frombuffer` can use it in place:
+A value is a fixed little-endian layout whose parts start at multiples of eight bytes (LMDB starts records of more than half a
+page at a multiple of 16), so that `numpy.frombuffer` can use them in place:
 
     header   magic u32, version u16, regions u16, width u32, height u32, feature width u16, kept classes u16,
              reserved u32, xxh3_64 checksum of all that follows u64                                      (32 bytes)

@@ -655,7 +655,7 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
         ("Parallel", f"{_ranks(run)} · {_zero_stage(training.deepspeed)} · {training.precision}"),
         ("Steps", f"{done:,} of {training.steps:,}, {samples:,} samples"),
         ("Each step", _mixture(run)),
-        ("Optimizer", f"AdamW, learning rate {training.learning_rate:g} after {training.warmup_steps:,} warm-up steps"),
+        ("Optimizer", f"AdamW, rate {training.learning_rate:g} after {training.warmup_steps:,} warm-up steps"),
         ("Duration", _duration(seconds)),
         ("Started", run.starts[0].get("time", "unknown").replace("T", " ") + (f", {starts} starts" if starts > 1 else "")),
         ("Code", _commit(last.get("git"))),

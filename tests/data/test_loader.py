@@ -1,0 +1,162 @@
+"""Steps as ranks see them: the same plan everywhere, the same view of a sample everywhere, damage stepped over."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.life.small_run import flip_a_byte, write_config, write_inputs
+from unimo_ds.batch import Batch, Kind
+from unimo_ds.config import RunConfig, load_config
+from unimo_ds.data.corpus import prepare_corpora
+from unimo_ds.data.loader import PretrainingData, StepData, load_steps
+from unimo_ds.data.order import Mixture, order
+from unimo_ds.data.plan import Planner, share
+from unimo_ds.errors import ConfigError
+from unimo_ds.tokenizer import Tokenizer
+
+WIDTH = 24
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loader")
+    write_inputs(folder)
+    return folder
+
+
+def config_of(inputs: Path, *overrides: str) -> RunConfig:
+    return load_config(write_config(inputs, "loader"), overrides)
+
+
+def data_of(config: RunConfig, rank: int = 0, world: int = 1) -> PretrainingData:
+    corpora = prepare_corpora(config.data, config.data.corpora, show=False)
+    return PretrainingData(config, corpora, Tokenizer(config.data.tokenizer), WIDTH, rank, world)
+
+
+def sequences(batch: Batch) -> Counter[tuple[object, ...]]:
+    """Each sequence by what it shows and asks, wherever it stands in the stream."""
+    ids, asked = torch.full((batch.positions,), -7), torch.full((batch.positions,), -7)
+    ids[batch.token_rows_W] = batch.token_ids_W
+    ids[batch.region_rows_L] = -1 - batch.region_hidden_L.long()
+    asked[batch.language_rows_M] = batch.language_labels_M
+    sums = torch.zeros(batch.positions).index_copy(
+        0, batch.region_rows_L, batch.features_RF[batch.region_sources_L].float().sum(1)
+    )
+    starts = batch.cu_seqlens_S1.tolist()
+    return Counter(
+        (tuple(ids[a:b].tolist()), tuple(asked[a:b].tolist()), tuple(sums[a:b].tolist()), prefix)
+        for a, b, prefix in zip(starts, starts[1:], batch.prefix_lengths_S.tolist(), strict=False)
+    )
+
+
+def everything(steps: list[StepData]) -> Counter[tuple[object, ...]]:
+    return sum((sequences(batch) for data in steps for batch in data.batches), Counter())
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_sample_is_the_same_on_whichever_rank_it_falls(inputs: Path, world: int) -> None:
+    config = config_of(inputs)
+    for step in range(4):
+        whole = everything([data_of(config)[step]])
+        assert everything([data_of(config, rank, world)[step] for rank in range(world)]) == whole
+
+
+def test_budget_splits_a_step_alike_on_all_ranks_and_changes_no_sample(inputs: Path) -> None:
+    roomy, tight = config_of(inputs), config_of(inputs, "data.positions_per_micro_batch=260")
+    ranks = [data_of(tight, rank, 2)[3] for rank in range(2)]
+    assert len(ranks[0].batches) == len(ranks[1].batches) > 1
+    assert all(batch.positions <= 260 for data in ranks for batch in data.batches)
+    assert everything(ranks) == everything([data_of(roomy)[3]])
+
+
+def test_a_sample_over_the_budget_is_refused_with_the_key(inputs: Path) -> None:
+    with pytest.raises(ConfigError, match="data.positions_per_micro_batch = 20: sample .* alone needs"):
+        data_of(config_of(inputs, "data.positions_per_micro_batch=20"))[0]
+
+
+def test_the_planned_length_is_never_exceeded(inputs: Path) -> None:
+    config = config_of(inputs, "objectives.cmcl.hard_negatives=3")
+    corpora = prepare_corpora(config.data, config.data.corpora, show=False)
+    planner = Planner(corpora, config.objectives, config.data.max_regions, config.seed)
+    mixture = Mixture(tuple(c.section.per_step for c in corpora), tuple(map(len, corpora)))
+    data = data_of(config)
+    for step in range(12):
+        items = planner.items(order(config.seed, mixture, step))
+        assert data[step].batches[0].positions <= sum(item.positions for item in items)
+        for item in items:
+            group = corpora[item.draw.corpus].image_group(item.draw.index) if item.negatives else None
+            assert all(corpora[n.corpus].image_group(n.index) != group for n in item.negatives)
+        for bins in share(items, 3, 400):
+            assert all(sum(item.positions for item in members) <= 400 for members in bins)
+
+
+def test_worker_processes_change_nothing(inputs: Path) -> None:
+    data = data_of(config_of(inputs))
+    for straight, prepared in zip(load_steps(data, 2, 6, 0, 2), load_steps(data, 2, 6, 2, 2), strict=True):
+        assert straight.step == prepared.step and straight.draws == prepared.draws
+        for ours, theirs in zip(straight.batches, prepared.batches, strict=True):
+            assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in Batch.__dataclass_fields__)
+
+
+def test_a_damaged_image_costs_its_samples_and_nothing_else(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs / "regions", tmp_path / "regions")
+    data_file = tmp_path / "regions/shard-00000/data.mdb"
+    overrides = [f"data.corpora.{name}.regions={tmp_path / 'regions'}" for name in ("pairs", "images")]
+    config = config_of(inputs, *overrides)
+    key, whole = "0003.jpg", [data_of(config)[step] for step in range(8)]
+    corpora = prepare_corpora(config.data, config.data.corpora, show=False)
+    store = corpora[0].store
+    assert store is not None
+    flip_a_byte(data_file, store.get(key).features_RF.tobytes()[:80])
+    store._verified.clear()
+    data = data_of(config)
+    problems = 0
+    for step, before in enumerate(whole):
+        after = data[step]
+        hurt = [
+            draw
+            for draw in after.draws
+            if corpora[draw.corpus].section.kind != "texts" and corpora[draw.corpus].image_key(draw.index) == key
+        ]
+        assert len(after.problems) == len(hurt)
+        assert all("left out of this step" in problem and key in problem for problem in after.problems)
+        lost = everything([before]) - everything([after])
+        assert bool(lost) == bool(hurt) and not everything([after]) - everything([before])
+        problems += len(hurt)
+    assert problems > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "count"),
+    [("objectives.mlm=0", "mlm"), ("objectives.seq2seq=0", "seq2seq"), ("objectives.cmcl.weight=0", "pairs")],
+)
+def test_an_objective_that_is_off_has_no_targets(inputs: Path, override: str, count: str) -> None:
+    data = data_of(config_of(inputs, override))
+    assert sum(getattr(batch.counts(), count) for step in range(4) for batch in data[step].batches) == 0
+    on = data_of(config_of(inputs))
+    assert sum(getattr(batch.counts(), count) for step in range(4) for batch in on[step].batches) > 0
+
+
+def test_regions_are_hidden_unless_both_objectives_are_off(inputs: Path) -> None:
+    off = data_of(config_of(inputs, "objectives.mrfr=0", "objectives.mrc=0"))
+    assert sum(batch.counts().regions for step in range(4) for batch in off[step].batches) == 0
+    half = data_of(config_of(inputs, "objectives.mrfr=0"))
+    assert sum(batch.counts().regions for step in range(4) for batch in half[step].batches) > 0
+
+
+def test_nothing_that_cmcl_sees_is_masked(inputs: Path) -> None:
+    data = data_of(config_of(inputs))
+    mask = Tokenizer(config_of(inputs).data.tokenizer).mask
+    for step in range(4):
+        for batch in data[step].batches:
+            ids = torch.full((batch.positions,), -1)
+            ids[batch.token_rows_W] = batch.token_ids_W
+            hidden = torch.zeros(batch.positions, dtype=torch.bool)
+            hidden[batch.region_rows_L] = batch.region_hidden_L
+            starts = set(batch.image_rows_I.tolist()) | set(batch.text_rows_X[batch.text_kinds_X == Kind.ALONE].tolist())
+            for a, b in zip(batch.cu_seqlens_S1.tolist(), batch.cu_seqlens_S1.tolist()[1:], strict=False):
+                if a in starts:
+                    assert not (ids[a:b] == mask).any() and not hidden[a:b].any()

@@ -1,0 +1,140 @@
+"""Views and the packed stream: layouts, positions, prefixes, labels, and nothing that gives an answer away."""
+
+import numpy as np
+import torch
+
+from tests.helpers import CLASSES, VOCABULARY, WIDTH, random_batch, random_regions, view_maker
+from unimo_ds.batch import Kind, Target
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.sequences import IGNORED, Member, Sequence
+from unimo_ds.tokenizer import CLS, SEP
+
+VIEWS = view_maker()
+TOKENS = np.arange(10, 40)
+
+
+def test_a_whole_text() -> None:
+    text = VIEWS.whole_text(TOKENS)
+    assert text.ids.tolist() == [CLS, *TOKENS, SEP]
+    assert text.positions.tolist() == list(range(2, 34)), "positions start at 2"
+    assert (text.labels == IGNORED).all()
+
+
+def test_a_masked_text_asks_for_what_it_hides() -> None:
+    text = VIEWS.masked_text(TOKENS, np.random.default_rng(0))
+    asked = text.labels != IGNORED
+    assert (text.labels[asked] == np.concatenate([[CLS], TOKENS, [SEP]])[asked]).all()
+    assert not asked[0] and not asked[-1] and 4 <= asked.sum() <= 6
+
+
+def test_a_generated_text_predicts_the_next_word() -> None:
+    text = VIEWS.generated_text(TOKENS)
+    assert text.labels.tolist() == [*TOKENS, SEP, IGNORED]
+
+
+def test_fragments_are_removed_and_generated() -> None:
+    text = VIEWS.fragments_of_text(TOKENS, np.random.default_rng(1))
+    assert text is not None
+    source, rest = text.ids[: text.source_length], text.ids[text.source_length :]
+    assert source[0] == CLS and source[-1] == SEP and rest[0] == CLS and rest[-1] == SEP
+    assert sorted([*source, *rest]) == sorted([*TOKENS, *([CLS, SEP] * (1 + (rest == CLS).sum()))])
+    assert (text.labels[: text.source_length] == IGNORED).all()
+    assert text.positions[text.source_length] == 2, "each fragment counts its positions anew"
+    for place in np.flatnonzero(text.labels != IGNORED):
+        assert text.labels[place] == text.ids[place + 1]
+
+
+def visible(prefix: int, length: int) -> np.ndarray:
+    place = np.arange(length)
+    return place[None] < np.maximum(prefix, place[:, None] + 1)
+
+
+def test_the_mask_of_a_caption_after_its_image() -> None:
+    packer = Packer(WIDTH, 100)
+    image, shown = packer.add_image(random_regions(np.random.default_rng(0), 5))
+    packer.add(Sequence(image=image, regions=shown, text=VIEWS.generated_text(TOKENS[:4]), causal=True, target=Target.SEQ2SEQ))
+    batch = packer.build()
+    seen = visible(int(batch.prefix_lengths_S[0]), int(batch.cu_seqlens_S1[1]))
+    assert seen[:, :6].all(), "every row sees [IMG] and the regions"
+    assert not seen[:6, 6:].any(), "the image sees no text"
+    assert (seen[6:, 6:] == np.tril(np.ones((6, 6), bool))).all(), "the text sees what is before it"
+    assert batch.language_rows_M.tolist() == [6, 7, 8, 9, 10]
+
+
+def test_the_image_row_shows_the_mean_of_all_regions_even_of_those_cut_off() -> None:
+    regions = random_regions(np.random.default_rng(0), 9)
+    packer = Packer(WIDTH, max_regions=4)
+    image, shown = packer.add_image(regions)
+    packer.add(Sequence(image=image, regions=shown))
+    batch = packer.build()
+    assert shown == 4 and batch.positions == 5
+    mean = batch.features_RF[batch.region_sources_L[0]]
+    np.testing.assert_allclose(mean, regions.features_RF.astype("f4").mean(0), atol=1e-3)
+    assert batch.boxes_R5[batch.region_sources_L[0]].tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_hidden_region_cannot_be_read_off_anything_shown() -> None:
+    """Changing a hidden region's feature changes no vector that the sequence shows unhidden."""
+
+    def shown_vectors(change: float) -> torch.Tensor:
+        regions = random_regions(np.random.default_rng(0), 6)
+        regions.features_RF[2] += np.float16(change)
+        packer = Packer(WIDTH, 100)
+        image, shown = packer.add_image(regions)
+        hidden = np.arange(6) == 2
+        packer.add(Sequence(image=image, regions=shown, hidden=hidden))
+        batch = packer.build()
+        assert batch.target_rows_G.tolist() == [3]
+        return batch.features_RF[batch.region_sources_L[~batch.region_hidden_L]]
+
+    assert torch.equal(shown_vectors(0.0), shown_vectors(5.0))
+
+
+def test_soft_labels_are_distributions_over_classes() -> None:
+    batch = random_batch(0, pairs=2, images=3)
+    torch.testing.assert_close(batch.target_class_probabilities_GK.sum(1), torch.ones(len(batch.target_rows_G)))
+    assert int(batch.target_class_ids_GK.max()) < CLASSES
+
+
+def test_members_of_cmcl_are_aligned() -> None:
+    batch = random_batch(0, pairs=4, candidates=True)
+    joint_i, joint_x = batch.image_kinds_I <= Kind.NEGATIVE, batch.text_kinds_X <= Kind.NEGATIVE
+    assert torch.equal(batch.image_pairs_I[joint_i], batch.text_pairs_X[joint_x])
+    assert torch.equal(batch.image_kinds_I[joint_i], batch.text_kinds_X[joint_x])
+    assert batch.image_pairs_I[batch.image_kinds_I == Kind.ALONE].tolist() == [0, 1, 2, 3]
+    ids = torch.full((batch.positions,), -1)
+    ids[batch.token_rows_W] = batch.token_ids_W
+    assert (ids[batch.text_rows_X] == CLS).all(), "a text member is the [CLS] row"
+    starts = batch.cu_seqlens_S1[:-1]
+    assert torch.isin(batch.image_rows_I, starts).all(), "an image member is the first row of its sequence"
+
+
+def test_every_row_of_the_stream_is_filled_once() -> None:
+    batch = random_batch(0, pairs=2, texts=2, images=2)
+    rows = torch.cat([batch.token_rows_W, batch.region_rows_L]).sort().values
+    assert torch.equal(rows, torch.arange(batch.positions)) and int(batch.cu_seqlens_S1[-1]) == batch.positions
+    assert int(batch.token_ids_W.max()) < VOCABULARY
+
+
+def test_an_empty_batch_is_legal_and_says_so() -> None:
+    batch = Packer(WIDTH, 100).build()
+    assert batch.positions == batch.sequences == 0 and batch.features_RF.shape == (0, WIDTH)
+    assert batch.describe().startswith("0 positions in 0 sequences")
+
+
+def test_counts_and_description_agree() -> None:
+    batch = random_batch(0, pairs=3, texts=2, images=1)
+    counts = batch.counts()
+    assert counts.mlm + counts.seq2seq == len(batch.language_labels_M) and counts.pairs == 3
+    assert f"{counts.mlm} masked words, {counts.seq2seq} generated words" in batch.describe()
+    assert (counts + counts).positions == 2 * batch.positions
+
+
+def test_an_image_s_vectors_are_stored_once_however_often_they_are_shown() -> None:
+    packer = Packer(WIDTH, 100)
+    image, shown = packer.add_image(random_regions(np.random.default_rng(0), 7))
+    pair = packer.add_pair(0)
+    for kind in (Kind.ALONE, Kind.RETRIEVED):
+        packer.add(Sequence(image=image, regions=shown, member=Member(pair, kind)))
+    batch = packer.build()
+    assert len(batch.features_RF) == 8 and len(batch.region_rows_L) == 16
