@@ -73,7 +73,7 @@ def test_budget_splits_a_step_alike_on_all_ranks_and_changes_no_sample(inputs: P
 
 
 def test_a_sample_over_the_budget_is_refused_with_the_key(inputs: Path) -> None:
-    with pytest.raises(ConfigError, match="data.positions_per_micro_batch = 20: sample .* alone needs"):
+    with pytest.raises(ConfigError, match=r"data.positions_per_micro_batch = 20: sample .* alone needs"):
         data_of(config_of(inputs, "data.positions_per_micro_batch=20"))[0]
 
 

@@ -103,7 +103,7 @@ def test_a_store_that_is_not_finished_says_what_to_do(tmp_path: Path) -> None:
 def test_another_detector_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     write(tmp_path)
     other = {**DETECTOR, "weights_sha256": "b" * 64}
-    with pytest.raises(StoreError, match="weights_sha256: 'a+' there, 'b+' here"):
+    with pytest.raises(StoreError, match=r"weights_sha256: 'a+' there, 'b+' here"):
         RegionStoreWriter(tmp_path, other, shard=1)
     finish_store(tmp_path)
     with pytest.raises(StoreError, match="made by another detector than the checkpoint; weights_sha256"):

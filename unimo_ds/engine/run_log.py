@@ -53,7 +53,7 @@ class RunLog:
         path = self.folder / "receipt.json"
         try:
             starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UnimoError(f"{path}: is not a receipt of this program ({error}); choose another run folder") from error
         starts.append(
             {

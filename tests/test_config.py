@@ -1,0 +1,111 @@
+"""One YAML, typed and validated: typos are errors with a suggestion."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config, parse_config
+from unimo_ds.engine.engine import deepspeed_config
+from unimo_ds.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
+
+
+def write(folder: Path, **changes: object) -> Path:
+    content: dict[str, object] = {
+        "folder": "run",
+        "data": {
+            "tokenizer": "t",
+            "corpora": [
+                {"name": "texts", "kind": "texts", "format": "plain_text", "path": "a.txt", "per_step": 4},
+                {"name": "images", "kind": "images", "format": "regions", "regions": "r", "per_step": 2},
+            ],
+        },
+        "training": {"steps": 10},
+        **changes,
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads_and_names_an_existing_deepspeed_file(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(recipe)
+    assert sum(corpus.per_step for corpus in config.data.corpora) > 0
+    assert deepspeed_config(config.training)["zero_optimization"]["stage"] == 3
+
+
+def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), ["objectives.cmcl.temperature=0.1", "training.betas=[0.9, 0.95]"])
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1", "unknown key training.learning_rat = 1; did you mean 'learning_rate'?"),
+        ("objectives.cmcl.xyz=1", "unknown key objectives.cmcl.xyz = 1; allowed here: weight, in_batch"),
+        ("data.corpora.0.per_steps=1", "unknown key data.corpora.0.per_steps = 1; did you mean 'per_step'?"),
+        ("training.steps=-3", "training.steps = -3: Input should be greater than 0"),
+        ("training.steps=many", "training.steps = 'many'"),
+        ("training.precision=fp16", "training.precision = 'fp16': Input should be 'fp32' or 'bf16'"),
+        ("model.heads=7", "hidden_size 768 is not a multiple of heads 7"),
+        ("data.corpora.texts.format=regions", "format 'regions' does not fit kind 'texts'; allowed: plain_text, json_lines"),
+        ("data.corpora.images.regions=null", "kind 'images' needs regions"),
+        ("data.corpora.1.name=texts", "corpora must have different names"),
+        ("data.corpora.nowhere.per_step=1", "data.corpora.nowhere.per_step: no entry 'nowhere'; there are texts, images"),
+        ("folder.x=1", "folder.x: 'folder' is a single value"),
+        ("steps", "an override has the form key.path=value"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path), [override])
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.stepz.*folder|folder.*training\.stepz"):
+        load_config(write(tmp_path), ["training.stepz=1", "folder=null"])
+
+
+def test_a_corpus_is_overridden_by_its_name_or_number(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), ["data.corpora.images.per_step=7", "data.corpora.0.per_step=5"])
+    assert [corpus.per_step for corpus in config.data.corpora] == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [", "is not valid YAML"), ("- 1", "expected a mapping of keys, found list")]
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_size_fills_what_is_not_given() -> None:
+    assert ModelSection.model_validate({"size": "large"}).layers == 24
+    mixed = ModelSection.model_validate({"size": "small", "layers": 2})
+    assert (mixed.hidden_size, mixed.layers, mixed.heads) == (256, 2, 4)
+
+
+def test_a_section_can_be_switched_off(tmp_path: Path) -> None:
+    pairs = {"name": "p", "kind": "pairs", "format": "json_lines", "path": "x", "regions": "r"}
+    path = write(tmp_path, evaluation={"pairs": pairs})
+    assert load_config(path).evaluation is not None
+    assert load_config(path, ["evaluation=null"]).evaluation is None
+
+
+def test_parse_names_its_source() -> None:
+    with pytest.raises(ConfigError, match="somewhere: folder is missing"):
+        parse_config({}, "somewhere")
+    assert set(RunConfig.model_fields) >= {"folder", "model", "data", "objectives", "training", "evaluation"}
