@@ -35,11 +35,13 @@ def deepspeed_config(training: TrainingSection) -> dict[str, Any]:
     if not path.exists():  # started from another folder: the files beside the package
         path = Path(__file__).parents[2] / training.deepspeed
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"training.deepspeed = {training.deepspeed}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: is not a JSON object but {type(content).__name__}")
     ours: dict[str, Any] = {
         # The loader splits a step into micro-batches by a budget, and losses are divided by global counts, so DeepSpeed must
         # neither count samples nor scale by an accumulation factor: the engine sets the boundary of each step itself.
