@@ -32,7 +32,7 @@ setup(
         "typer",
     ],
     extras_require={
-        "report": ["matplotlib", "jinja2"],
+        "report": ["jinja2"],
         "bench": ["msgpack", "msgpack-numpy"],
         "dev": [
             "hypothesis",

@@ -20,6 +20,7 @@ CLS, PAD, SEP, UNK = 0, 1, 2, 3
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 _MASK_TOKEN = "<mask>"
 _FILES = ("vocab.json", "merges.txt")
+_SPACES = "ĠĊĉč"  # space, line feed, tab and carriage return in the byte-level alphabet; Python counts them as letters
 
 
 class Tokenizer:
@@ -55,8 +56,8 @@ class Tokenizer:
         return RobertaTokenizerFast.from_pretrained(str(self.folder), add_prefix_space=False)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
-        ids: list[list[int]] = self._fast(texts, add_special_tokens=False)["input_ids"]
+        """Ids of each text, without special tokens: a `<s>` that stands in a text is three characters, not [CLS]."""
+        ids: list[list[int]] = self._fast(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -75,7 +76,7 @@ class Tokenizer:
         tokens = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
         starts = np.ones(self.size, dtype=bool)
         for token, index in tokens.items():
-            starts[index] = not token[0].isalnum()
+            starts[index] = token[0] in _SPACES or not token[0].isalnum()
         return starts
 
     @cached_property

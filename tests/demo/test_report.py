@@ -18,8 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from unimo_ds.config import dump_config, load_config, parse_config
 from unimo_ds.data.store import RegionStoreWriter, finish_store
-from unimo_ds.demo import report
-from unimo_ds.demo.report import OBJECTIVES, ReportSection, draw_chart, summary_table, write_report
+from unimo_ds.demo import report, run_reader
+from unimo_ds.demo.charts import Curve, draw_chart
+from unimo_ds.demo.gallery import ReportSection
+from unimo_ds.demo.report import OBJECTIVES, summary_table, write_report
 from unimo_ds.errors import UnimoError
 from unimo_ds.objectives.pretraining import NAMES
 from unimo_ds.regions import Regions
@@ -254,10 +256,10 @@ def test_duration_is_the_sum_over_starts(section: ReportSection) -> None:
             writer.add_scalar("loss", 1.0, 1, walltime=start + seconds)
         writer.close()
     files = sorted((section.run_folder / "tensorboard").iterdir())
-    times = [list(report._event_times(path))[1:] for path in files]  # the first event is the file's own header
+    times = [list(run_reader.event_times(path))[1:] for path in files]  # the first event is the file's own header
     assert times == [[1000.0, 1100.0], [9000.0, 9100.0]]
     files[0].write_bytes(files[0].read_bytes()[:-3])
-    assert list(report._event_times(files[0]))[1:] == [1000.0]
+    assert list(run_reader.event_times(files[0]))[1:] == [1000.0]
 
 
 def test_parameters_are_counted_in_the_newest_checkpoint(section: ReportSection) -> None:
@@ -266,7 +268,7 @@ def test_parameters_are_counted_in_the_newest_checkpoint(section: ReportSection)
     checkpoint.mkdir(parents=True)
     (checkpoint.parent / "latest").write_text(checkpoint.name + "\n")
     save_file({"a": torch.zeros(500, 400), "b": torch.zeros(7), "c": torch.tensor(1.0)}, checkpoint / "model.safetensors")
-    assert report._parameters(section.run_folder) == 200_008
+    assert run_reader.parameter_count(section.run_folder) == 200_008
     assert "0.2 M parameters" in page_of(section)[1].text
 
 
@@ -395,7 +397,7 @@ def test_names_of_another_detector_are_refused(section: ReportSection) -> None:
 def test_a_chart_keeps_its_frame_and_its_ends(values: list[float]) -> None:
     points = [(10.0 * (number + 1), float(value)) for number, value in enumerate(values)]
     for kind in (report._LOSS, report._SPEED):
-        chart = draw_chart("title", kind, [report.Curve("", points)], points[-1][0])
+        chart = draw_chart("title", kind, [Curve("", points)], points[-1][0])
         places = [tuple(map(float, place.split())) for place in chart.lines[0].path[1:].split(" L")]
         assert len(places) <= 402
         assert all(64 <= x <= 326 and 8 <= y <= 152 for x, y in places)

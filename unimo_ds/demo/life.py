@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimo_ds.config import RunConfig, load_config
-from unimo_ds.demo.report import ReportSection, summary_table, write_report
+from unimo_ds.demo.gallery import ReportSection
+from unimo_ds.demo.report import summary_table, write_report
 from unimo_ds.errors import UnimoError
 from unimo_ds.progress import format_duration
 from unimo_ds.vision.detector_file import load_detector

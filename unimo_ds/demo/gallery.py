@@ -1,0 +1,164 @@
+"""The pictures of a report: thumbnails, and pictures with their regions drawn, encoded into the page."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unimo_ds.data.store import RegionStore
+from unimo_ds.errors import UnimoError
+from unimo_ds.regions import BACKGROUND, Regions
+from unimo_ds.vision.drawing import draw_regions
+
+_DRAWN_REGIONS = 8
+SURE = 0.3  # a region less probable is not drawn: stores keep a minimum of regions, however doubtful
+_THUMBNAIL, _FIGURE = 240, 640  # pixels of the longer side; twice what is shown, for dense screens
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """One run of the report.
+
+    Attributes:
+        title: heading of its part of the page.
+        run_folder: made by pre-training; holds or finds an evaluation.
+        images_root: the folder that keys of the store are paths below.
+        regions: the regions store of the evaluated pairs.
+        class_names, attribute_names: without background and "none", as a detector has them.
+    """
+
+    title: str
+    run_folder: Path
+    images_root: Path
+    regions: Path
+    class_names: Sequence[str]
+    attribute_names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page; without `source`, `problem` says in its place what is wrong."""
+
+    name: str
+    source: str
+    problem: str = ""
+    width: int = 4
+    height: int = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture that a caption has found."""
+
+    picture: Picture
+    score: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A caption with what it has found; `own` is its own picture where that is not among them."""
+
+    caption: str
+    found: list[Found]
+    rank: int | None
+    own: Picture | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A picture with its regions drawn, what was written about it, and a remark on what is drawn."""
+
+    picture: Picture
+    generated: str
+    true: list[str]
+    note: str
+
+
+class Gallery:
+    """Pictures of one section, read from its folder and encoded for the page."""
+
+    def __init__(self, section: ReportSection) -> None:
+        self._section = section
+        self._store = RegionStore(section.regions)
+        names = len(section.class_names), len(section.attribute_names)
+        expected = tuple(
+            self._store.detector.get(key, count) for key, count in zip(("classes", "attributes"), names, strict=True)
+        )
+        if names != expected:
+            raise UnimoError(
+                f"{section.regions}: its detector has {expected[0]} classes and {expected[1]} attributes, but {names[0]} and "
+                f"{names[1]} names were given (background and 'none' have no name); take the names of that detector"
+            )
+        self._thumbnails: dict[str, Picture] = {}
+
+    def thumbnail(self, key: str) -> Picture:
+        """The picture `key`, small."""
+        if key not in self._thumbnails:
+            image = self._open(key)
+            small = image if isinstance(image, Picture) else _encode(key, _fit(image, _THUMBNAIL))
+            self._thumbnails[key] = small
+        return self._thumbnails[key]
+
+    def figure(self, key: str) -> tuple[Picture, str]:
+        """The picture `key` with its best regions drawn, and a remark on what is drawn."""
+        image = self._open(key)
+        if isinstance(image, Picture):
+            return image, ""
+        image = _fit(image, _FIGURE)  # before drawing: then boxes and letters are sharp
+        if key not in self._store:
+            return _encode(key, image), "not in the regions store"
+        regions = self._store.get(key)
+        drawn = _surest(regions)
+        across, down = image.width / regions.width, image.height / regions.height
+        boxes_R4 = (drawn.boxes_R4 * [across, down, across, down]).astype("f4")
+        placed = replace(drawn, width=image.width, height=image.height, boxes_R4=boxes_R4)
+        names = self._section.class_names, self._section.attribute_names
+        note = f"{len(drawn)} of {len(regions)} regions drawn"
+        return _encode(key, draw_regions(image, placed, *names, most=len(drawn))), note
+
+    def _open(self, key: str) -> Image.Image | Picture:
+        """The picture, or what to show instead."""
+        path = self._section.images_root / key
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            return Picture(key, "", f"missing: {path}")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return Picture(key, "", f"cannot be read: {path} ({type(error).__name__})")
+
+
+def _surest(regions: Regions) -> Regions:
+    """The best regions, of those whose class is sure enough; the very best one if none is."""
+    probability_R = np.where(regions.class_ids_RK != BACKGROUND, regions.class_probabilities_RK, 0).max(axis=1, initial=0)
+    sure = np.flatnonzero(probability_R >= SURE)[:_DRAWN_REGIONS]
+    kept = sure if len(sure) else np.arange(min(1, len(regions)))
+    return Regions(
+        regions.width,
+        regions.height,
+        regions.boxes_R4[kept],
+        regions.features_RF[kept],
+        regions.class_ids_RK[kept],
+        regions.class_probabilities_RK[kept],
+        regions.attribute_ids_R[kept],
+        regions.attribute_probabilities_R[kept],
+    )
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Scaled, up or down, to `side` pixels on the longer side."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _encode(name: str, image: Image.Image) -> Picture:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, optimize=True)
+    source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(name, source, "", image.width, image.height)
