@@ -29,7 +29,7 @@ run_until_done() {
 
 ask_to_save() {
     echo "signal: asking the ranks to save"
-    scancel --signal=USR1 "$SLURM_JOB_ID"
+    scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || true # the step may have ended by itself
 }
 
 # requeue_if_wanted RUN_FOLDER: puts the job back into the queue if its time ran out before the run was done.

@@ -27,10 +27,11 @@ def main() -> None:
         rows = regions.measure_reads()
         print(regions.table(rows) + "\n")
     if given.what in ("training", "all"):
-        cases = [(size, precision) for size in given.sizes for precision in given.precisions]
-        steps = [row for case in cases for row in training.measure(*case, given.rounds)]
-        print(training.table(steps))
-        rows += steps
+        for size in given.sizes:
+            for precision in given.precisions:
+                steps = training.measure(size, precision, given.rounds)
+                print(training.table(steps) + "\n", flush=True)
+                rows += steps
     if given.out is not None:
         given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

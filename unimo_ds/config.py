@@ -17,6 +17,7 @@ from unimo_ds.errors import ConfigError
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=1)]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -44,8 +45,8 @@ class ModelSection(Section):
     layers: PositiveInt = 12
     heads: PositiveInt = 12
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
-    dropout: Rate = 0.1
-    attention_dropout: Rate = 0.1
+    dropout: DropRate = 0.1
+    attention_dropout: DropRate = 0.1
     max_positions: PositiveInt = 514
     # The three below are taken from the tokenizer and the regions store; given here, they are checked against them.
     vocabulary_size: PositiveInt = 50265
@@ -56,7 +57,7 @@ class ModelSection(Section):
     @classmethod
     def _fill_from_size(cls, given: Any) -> Any:
         if isinstance(given, dict):
-            return {**SIZES.get(given.get("size", "base"), {}), **given}
+            return {**SIZES.get(str(given.get("size", "base")), {}), **given}
         return given
 
     @model_validator(mode="after")
@@ -123,6 +124,14 @@ class MaskingSection(Section):
     fragment_longest: PositiveInt = 32
     region_rate: Rate = 0.15
     region_overlap: Rate = 0.4  # 0.4 base, 0.3 large (spec 11.1)
+
+    @model_validator(mode="after")
+    def _fragments_have_a_length(self) -> "MaskingSection":
+        if self.fragment_longest < self.fragment_shortest:
+            raise ValueError(
+                f"fragment_longest {self.fragment_longest} is less than fragment_shortest {self.fragment_shortest}"
+            )
+        return self
 
 
 class CmclSection(Section):
@@ -193,6 +202,23 @@ class RunConfig(Section):
     training: TrainingSection
     evaluation: EvaluationSection | None = None
 
+    @model_validator(mode="after")
+    def _steps_have_samples(self) -> "RunConfig":
+        if not any(corpus.per_step for corpus in self.data.corpora):
+            raise ValueError("data.corpora: per_step is 0 in every corpus; at least one must give samples to a step")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_fit_positions(self) -> "RunConfig":
+        longest = self.model.max_positions - 2  # positions start at 2
+        given = {"data.max_text_tokens": self.data.max_text_tokens}
+        if self.evaluation is not None:
+            given["evaluation.caption_tokens"] = self.evaluation.caption_tokens
+        for key, value in given.items():
+            if value > longest:
+                raise ValueError(f"{key} = {value}: model.max_positions = {self.model.max_positions} allows {longest}")
+        return self
+
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a YAML file and applies `key.path=value` overrides.
@@ -241,7 +267,10 @@ def _apply_override(content: Any, override: str) -> None:
         place = place[_list_index(place, name, key)] if isinstance(place, list) else place.setdefault(name, {})
         if not isinstance(place, dict | list):
             raise ConfigError(f"{key}: {name!r} is a single value, it has no keys below it")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
     if isinstance(place, list):
         place[_list_index(place, last, key)] = parsed
     else:
@@ -269,6 +298,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key {where} = {problem['input']!r}; {hint}"
     if problem["type"] == "missing":
         return f"{where} is missing"
+    if not where:
+        return str(problem["msg"])  # of the whole run: the message names its keys
     return f"{where} = {problem['input']!r}: {problem['msg']}"
 
 

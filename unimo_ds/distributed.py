@@ -178,7 +178,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].contiguous()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # others of the graph may hold the same gradient
         # gloo has no reduce-scatter of unequal parts; the rows are few (one vector a pair), so the sum is kept simple.
         dist.all_reduce(total)
         start = sum(ctx.counts[: rank()])

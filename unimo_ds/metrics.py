@@ -7,7 +7,8 @@ import numpy.typing as npt
 def recall_at(similarity_QC: npt.NDArray[np.floating], right_QC: npt.NDArray[np.bool_], most: int) -> float:
     """Share of queries that have a right candidate among their `most` best ones.
 
-    A tie with a wrong candidate counts against the query, so that a model which gives one score to all earns nothing.
+    A tie with a wrong candidate counts against the query, and so does a score that is no number, so that a model which gives
+    one score to all, or none, earns nothing.
 
     Args:
         similarity_QC: score of each candidate for each query.
@@ -15,7 +16,7 @@ def recall_at(similarity_QC: npt.NDArray[np.floating], right_QC: npt.NDArray[np.
         most: K of recall@K.
     """
     best_right_Q = np.where(right_QC, similarity_QC, -np.inf).max(axis=1, keepdims=True)
-    better_Q = ((similarity_QC >= best_right_Q) & ~right_QC).sum(axis=1)
+    better_Q = (~(similarity_QC < best_right_Q) & ~right_QC).sum(axis=1)
     return float((better_Q < most).mean())
 
 

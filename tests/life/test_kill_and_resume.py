@@ -78,3 +78,14 @@ def test_another_number_of_ranks_gives_the_same_curve(
     for ours, theirs in zip(resumed, whole, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert_every_sample_once(inputs / name)
+
+
+def test_another_zero_stage_gives_the_same_curve(inputs: Path, uninterrupted: dict[str, Path]) -> None:
+    config = small_run.write_config(inputs, "stage", steps=STEPS, deepspeed=str(small_run.ROOT / "ds_configs/zero1.json"))
+    config.write_text(config.read_text().replace("size: tiny", "size: tiny\n  dropout: 0.0\n  attention_dropout: 0.0"))
+    kill_at_a_random_moment(config, inputs / "stage", 1, seed=3)
+    small_run.run(config, 1, f"training.deepspeed={small_run.ROOT / 'ds_configs/zero3.json'}")
+    for ours, theirs in zip(
+        small_run.losses(inputs / "stage"), small_run.losses(uninterrupted["without_dropout"]), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-4)

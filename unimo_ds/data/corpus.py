@@ -8,6 +8,7 @@ input makes a new folder and an unchanged one is reused. It is written under ano
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ from unimo_ds.errors import DataError
 from unimo_ds.progress import track
 from unimo_ds.tokenizer import Tokenizer
 
-_VERSION = 1
+_VERSION = 2
 _TOKENISED_AT_ONCE = 1000
 _SHOWN_REJECTS = 5
 _NO_IMAGE = -1
@@ -104,19 +105,22 @@ def prepare_corpus(section: CorpusSection, data: DataSection, tokenizer: Tokeniz
     folder = data.prepared / f"{section.name}-{_fingerprint(section, data, tokenizer, store)}"
     if (folder / "manifest.json").exists():
         return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{platform.node()}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number, usual in containers
     temporary.mkdir(parents=True)
     try:
         _write_corpus(temporary, section, data, tokenizer, store, show)
-        if not (folder / "manifest.json").exists():  # another process may have been faster
-            temporary.rename(folder)
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "manifest.json").exists():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _fingerprint(section: CorpusSection, data: DataSection, tokenizer: Tokenizer, store: RegionStore | None) -> str:
-    """Hash of all that decides the prepared arrays; a file counts by size and time of change, it may be huge."""
+    """Hash of all that decides the prepared arrays; files and stores count by place and time of change, they may be huge."""
     source: Any = None
     if section.path is not None:
         try:
@@ -125,7 +129,10 @@ def _fingerprint(section: CorpusSection, data: DataSection, tokenizer: Tokenizer
             raise DataError(f"corpus {section.name}: {section.path}: cannot be read: {error.strerror}") from error
         source = (str(section.path.resolve()), status.st_size, status.st_mtime_ns)
     parts = (_VERSION, section.kind, section.format, source, tokenizer.fingerprint, data.max_text_tokens)
-    regions = json.dumps(store.manifest, sort_keys=True) if store else ""
+    regions: Any = None
+    if store is not None:
+        finished = (store.folder / "manifest.json").stat().st_mtime_ns
+        regions = (str(store.folder.resolve()), finished, json.dumps(store.manifest, sort_keys=True))
     return hashlib.sha256(repr((*parts, regions)).encode()).hexdigest()[:12]
 
 
@@ -156,7 +163,7 @@ def _records(section: CorpusSection, store: RegionStore | None, rejects: _Reject
     assert section.path is not None
     pairs = section.kind == "pairs"
     for record in read_records(section.path, section.format, pairs, rejects):
-        if store is not None and (record.image or "") not in store:
+        if store is not None and record.image is not None and record.image not in store:
             rejects(f"{section.path}: image {record.image!r} has no regions in {store.folder}")
         else:
             yield record

@@ -16,6 +16,7 @@ from unimo_ds.data.plan import VIEWS, Item, Planner, share
 from unimo_ds.data.sequences import Member, ViewMaker
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DamagedRecordError
+from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import Tokenizer
 
 
@@ -88,6 +89,16 @@ class PretrainingData(Dataset[StepData]):
         else:
             self._add_pair(packer, item, rng)
 
+    def _regions(self, item: Item) -> Regions:
+        """The image of a sample; one that its store has lost since the corpus was prepared counts as damaged."""
+        corpus = self._corpora[item.draw.corpus]
+        assert corpus.store is not None
+        key = corpus.image_key(item.draw.index)
+        try:
+            return corpus.store.get(key)
+        except KeyError:
+            raise DamagedRecordError(f"{corpus.store.folder}: image {key!r} is no longer found. Extract it again.") from None
+
     def _language_targets(self) -> list[Target]:
         objectives = self._config.objectives
         weights = {Target.MLM: objectives.mlm, Target.SEQ2SEQ: objectives.seq2seq}
@@ -107,9 +118,7 @@ class PretrainingData(Dataset[StepData]):
             packer.add(View(text=self._views.masked_text(tokens, rng)))
 
     def _add_image(self, packer: Packer, item: Item, rng: np.random.Generator) -> None:
-        corpus = self._corpora[item.draw.corpus]
-        assert corpus.store is not None
-        regions = corpus.store.get(corpus.image_key(item.draw.index))
+        regions = self._regions(item)
         if self._config.objectives.regions:
             image, shown = packer.add_image(regions)
             packer.add(View(image=image, regions=shown, hidden=self._views.hidden_regions(regions, shown, rng)))
@@ -117,8 +126,7 @@ class PretrainingData(Dataset[StepData]):
     def _add_pair(self, packer: Packer, item: Item, rng: np.random.Generator) -> None:
         """One masked view, in which one modality is hidden and the other whole, and the unmasked views of CMCL."""
         corpus = self._corpora[item.draw.corpus]
-        assert corpus.store is not None
-        regions = corpus.store.get(corpus.image_key(item.draw.index))
+        regions = self._regions(item)
         tokens = corpus.tokens(item.draw.index)
         image, shown = packer.add_image(regions)
         choices: list[Target | None] = [*self._language_targets()]

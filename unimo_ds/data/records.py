@@ -48,32 +48,40 @@ def _coco_captions(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = {image["id"]: image["file_name"] for image in content["images"]}
-        annotations = content["annotations"]
+        annotations = list(content["annotations"])
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno})") from error
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not COCO captions: needs images[id, file_name] and annotations ({error!r})") from error
     for number, annotation in enumerate(annotations):
-        where = f"{path}: annotations[{number}]"
-        caption, image = annotation.get("caption"), files.get(annotation.get("image_id"))
-        if not isinstance(caption, str) or not caption.strip():
-            reject(f"{where}: caption is {caption!r}, expected a text")
-        elif image is None:
-            reject(f"{where}: image_id {annotation.get('image_id')!r} is not among the images of this file")
-        else:
-            yield Record(caption.strip(), image)
+        try:
+            yield _coco_record(annotation, files)
+        except ValueError as error:
+            reject(f"{path}: annotations[{number}]: {error}")
+
+
+def _coco_record(annotation: Any, files: dict[Any, Any]) -> Record:
+    if not isinstance(annotation, dict):
+        raise ValueError(f"expected an object, found {type(annotation).__name__}")
+    caption, number = annotation.get("caption"), annotation.get("image_id")
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError(f"caption is {caption!r}, expected a text")
+    image = files.get(number) if isinstance(number, int | str) else None
+    if not isinstance(image, str):
+        raise ValueError(f"image_id {number!r} is not among the images of this file")
+    return Record(caption.strip(), image)
 
 
 def _json_lines(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
     """One JSON object a line: `text`, and for pairs `image` (its key in the regions store)."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                yield _record_of(json.loads(line), pairs)
-            except ValueError as error:  # JSONDecodeError is one
-                reject(f"{path}:{number}: {error}: {line.strip()[:60]!r}")
+                yield _record_of(json.loads(line.decode("utf-8-sig")), pairs)
+            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
+                reject(f"{path}:{number}: {error}: {line.strip()[:60].decode(errors='replace')!r}")
 
 
 def _record_of(content: Any, pairs: bool) -> Record:
@@ -86,12 +94,17 @@ def _record_of(content: Any, pairs: bool) -> Record:
 
 
 def _plain_text(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
-    """Documents separated by blank lines; line breaks inside one are spaces."""
+    """Documents separated by blank lines; line breaks inside one are spaces. A line that is not UTF-8 is left out."""
     document: list[str] = []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                document.append(line.strip())
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = raw.decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                reject(f"{path}:{number}: is not UTF-8 (byte {error.start} of the line: {error.reason})")
+                continue
+            if line:
+                document.append(line)
             elif document:
                 yield Record(" ".join(document))
                 document = []

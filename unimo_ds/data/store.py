@@ -10,7 +10,8 @@ A value is a fixed little-endian layout whose parts start at multiples of eight 
 page at a multiple of 16), so that `numpy.frombuffer` can use them in place:
 
     header   magic u32, version u16, regions u16, width u32, height u32, feature width u16, kept classes u16,
-             reserved u32, xxh3_64 checksum of all that follows u64                                      (32 bytes)
+             xxh32 checksum of the other header fields u32 (0 in records written before there was one),
+             xxh3_64 checksum of all that follows u64                                                    (32 bytes)
     boxes f32 [R, 4] | features f16 [R, F] | class ids u16 [R, K] | class probabilities f16 [R, K]
     | attribute ids u16 [R] | attribute probabilities f16 [R]
 
@@ -38,10 +39,16 @@ _VERSION = 1
 _HEADER = struct.Struct("<IHHIIHHIQ")
 _INITIAL_MAP = 64 << 20  # doubled whenever it is full: a fixed huge map would make sparse files look full on some systems
 _COMMIT_EVERY = 256  # records a kill can cost
+_LONGEST_KEY = 511  # bytes; LMDB's limit
 
 
 def _padded(count: int) -> int:
     return -(-count // 8) * 8
+
+
+def _header_checksum(fields: tuple[int, ...]) -> int:
+    """Of all header fields but itself; never 0."""
+    return xxhash.xxh32_intdigest(_HEADER.pack(*fields[:7], 0, fields[8])) or 1
 
 
 def encode_regions(regions: Regions) -> bytes:
@@ -57,8 +64,8 @@ def encode_regions(regions: Regions) -> bytes:
     body = b"".join(part.tobytes().ljust(_padded(part.nbytes), b"\0") for part in parts)
     count, width = regions.features_RF.shape
     kept = regions.class_ids_RK.shape[1]
-    checksum = xxhash.xxh3_64_intdigest(body)
-    return _HEADER.pack(_MAGIC, _VERSION, count, regions.width, regions.height, width, kept, 0, checksum) + body
+    fields = (_MAGIC, _VERSION, count, regions.width, regions.height, width, kept, 0, xxhash.xxh3_64_intdigest(body))
+    return _HEADER.pack(*fields[:7], _header_checksum(fields), fields[8]) + body
 
 
 def decode_regions(value: bytes | memoryview, check: bool = True) -> Regions:
@@ -69,9 +76,12 @@ def decode_regions(value: bytes | memoryview, check: bool = True) -> Regions:
     """
     if len(value) < _HEADER.size:
         raise DamagedRecordError(f"a record of {len(value)} bytes is shorter than its header of {_HEADER.size}")
-    magic, version, count, width, height, features, kept, _, checksum = _HEADER.unpack_from(value)
+    fields = _HEADER.unpack_from(value)
+    magic, version, count, width, height, features, kept, header_checksum, checksum = fields
     if magic != _MAGIC or version != _VERSION:
         raise DamagedRecordError(f"magic {magic:#x} version {version}; this program reads {_MAGIC:#x} version {_VERSION}")
+    if check and header_checksum not in (0, _header_checksum(fields)):
+        raise DamagedRecordError("the header's checksum does not match: at least one byte has changed since it was written")
     sizes = (count * 16, count * features * 2, count * kept * 2, count * kept * 2, count * 2, count * 2)
     starts = [_HEADER.size]
     for size in sizes:
@@ -157,8 +167,14 @@ class RegionStoreWriter:
         return len(self._known)
 
     def write(self, key: str, regions: Regions) -> None:
-        """Adds the regions of image `key` (at most 511 bytes); they are on disk after at most 256 records, or `close`."""
+        """Adds the regions of image `key`; they are on disk after at most 256 records, or `close`.
+
+        Raises:
+            StoreError: the key is empty or longer than 511 bytes.
+        """
         name = key.encode()
+        if not 1 <= len(name) <= _LONGEST_KEY:
+            raise StoreError(f"{self.folder}: image {key!r}: a key has 1 to {_LONGEST_KEY} bytes, this one {len(name)}")
         self._pending[name] = encode_regions(regions)
         self._known.add(name)
         if len(self._pending) >= _COMMIT_EVERY:
@@ -215,7 +231,7 @@ def finish_store(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-_environments: dict[tuple[int, Path], Any] = {}
+_environments: dict[tuple[int, Path, int], Any] = {}
 
 
 def _environment(shard: Path) -> Any:
@@ -223,12 +239,16 @@ def _environment(shard: Path) -> Any:
 
     A forked process first closes its copies of the parent's environments: they must not be used, and LMDB counts them as open.
     Read-only environments without a lock file share nothing with the parent, so closing a copy leaves the parent's alone.
+    A store that was deleted and made anew is another file, which its inode tells.
     """
     for inherited in [key for key in _environments if key[0] != os.getpid()]:
         _environments.pop(inherited).close()
-    key = (os.getpid(), shard.resolve())
-    if key not in _environments:
-        _environments[key] = lmdb.open(str(shard), readonly=True, lock=False, readahead=False, max_spare_txns=4)
+    try:
+        key = (os.getpid(), shard.resolve(), (shard / "data.mdb").stat().st_ino)
+        if key not in _environments:
+            _environments[key] = lmdb.open(str(shard), readonly=True, lock=False, readahead=False, max_spare_txns=4)
+    except (OSError, lmdb.Error) as error:
+        raise StoreError(f"{shard}: cannot be opened ({error}). Extract this shard again.") from error
     return _environments[key]
 
 
@@ -292,8 +312,13 @@ class RegionStore:
 
     def _value(self, key: str) -> memoryview:
         name = key.encode()
+        if not 1 <= len(name) <= _LONGEST_KEY:
+            raise KeyError(key)
         for transaction in self._open():
-            value = transaction.get(name)
+            try:
+                value = transaction.get(name)
+            except lmdb.Error as error:  # a damaged page of the shard, not of the record alone
+                raise DamagedRecordError(f"{self.folder}: image {key!r}: {error}. Extract this store again.") from error
             if value is not None:
                 return memoryview(value)
         raise KeyError(key)

@@ -89,9 +89,6 @@ def _columns(rows: list[list[str]], left: int = 1) -> str:
     return "\n".join(map(line, rows))
 
 
-# --- reading a run folder --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class LossRow:
     """An objective's loss at the first and the last logged step, ready to be shown; `change` may be a reason for none."""

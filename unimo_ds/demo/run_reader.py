@@ -133,6 +133,3 @@ def event_times(path: Path) -> Iterator[float]:
                 return  # half written
             if event[:1] == b"\x09" and length >= 9:
                 yield struct.unpack_from("<d", event, 1)[0]
-
-
-# --- the table -------------------------------------------------------------------------------------------------------

@@ -49,12 +49,12 @@ class RunLog:
         """
         if not self.enabled:
             return
-        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
         path = self.folder / "receipt.json"
         try:
-            starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+            starts = list(json.loads(path.read_text(encoding="utf-8"))["starts"]) if path.exists() else []
         except (ValueError, KeyError, TypeError) as error:
             raise UnimoError(f"{path}: is not a receipt of this program ({error}); choose another run folder") from error
+        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
         starts.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -89,10 +89,14 @@ class RunLog:
             print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
     def close(self) -> None:
-        """Flushes everything to disk."""
-        if self.enabled:
-            self._metrics.close()
-            self._events.close()
+        """Flushes everything to disk. A full disk costs what is not yet there, not the run."""
+        if not self.enabled:
+            return
+        for log in (self._metrics, self._events):
+            try:
+                log.close()
+            except OSError as error:
+                self.say(f"WARNING: {self.folder}: the last metrics are missing: {error.strerror}")
 
 
 class SampleLog:

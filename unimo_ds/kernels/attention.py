@@ -43,7 +43,7 @@ class AttentionPlan:
 
     Attributes:
         buckets: the buckets, one after the other in a buffer of padded rows.
-        padded_rows: for each buffer row, the stream row it copies (row 0 for padding).
+        padded_rows: for each buffer row, the stream row it copies (padding: the last of its sequence).
         padding: bool, which buffer rows are padding.
         stream_rows_T: for each stream row, its place in the buffer.
     """
@@ -74,7 +74,8 @@ def plan_attention(cu_seqlens_S1: Tensor, prefix_lengths_S: Tensor, dtype: torch
         longest = int(lengths[chosen].max())
         column = np.arange(longest)
         inside = column[None] < lengths[chosen][:, None]
-        rows = np.where(inside, starts[chosen][:, None] + column[None], 0)
+        # Padding copies its own sequence, so that not even a NaN can pass from one sequence to another.
+        rows = starts[chosen][:, None] + np.minimum(column[None], lengths[chosen][:, None] - 1)
         stream_rows[rows[inside]] = filled + np.flatnonzero(inside)
         buckets.append(Bucket(filled, len(chosen), longest, _bias(lengths[chosen], prefixes[chosen], longest, dtype, device)))
         padded.append(rows.reshape(-1))
