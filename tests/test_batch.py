@@ -1,6 +1,7 @@
 """The packed batch: counts, words, moves; and that random batches, which other tests stand on, are well formed."""
 
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_every_index_points_where_the_description_says(batch: Batch) -> None:
         expected = torch.bool if field.name == "region_hidden_L" else expected
         assert getattr(batch, field.name).dtype == expected, field.name
     starts = batch.cu_seqlens_S1.tolist()
-    lengths = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(starts)]
     assert starts[0] == 0 and starts[-1] == batch.positions and len(lengths) == batch.sequences
     assert all(0 <= prefix <= length for prefix, length in zip(batch.prefix_lengths_S.tolist(), lengths, strict=True))
     rows = torch.cat([batch.token_rows_W, batch.region_rows_L])
@@ -42,7 +43,9 @@ def test_every_index_points_where_the_description_says(batch: Batch) -> None:
     for row in [*batch.language_rows_M.tolist(), *batch.text_rows_X.tolist()]:
         assert row in tokens
     assert all(tokens[row] == CLS for row in batch.text_rows_X.tolist())
-    hidden = {row for row, is_hidden in zip(batch.region_rows_L.tolist(), batch.region_hidden_L.tolist(), strict=True) if is_hidden}
+    hidden = {
+        row for row, is_hidden in zip(batch.region_rows_L.tolist(), batch.region_hidden_L.tolist(), strict=True) if is_hidden
+    }
     assert sorted(hidden) == sorted(batch.target_rows_G.tolist()), "a region is hidden exactly where it must be predicted"
     assert [regions[row] for row in batch.target_rows_G.tolist()] == batch.target_sources_G.tolist()
     image_rows = batch.image_rows_I.tolist()

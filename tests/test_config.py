@@ -62,12 +62,36 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:
         ("data.corpora.nowhere.per_step=1", "data.corpora.nowhere.per_step: no entry 'nowhere'; there are texts, images"),
         ("folder.x=1", "folder.x: 'folder' is a single value"),
         ("steps", "an override has the form key.path=value"),
+        ("folder=[", "'folder=[': the value is not valid YAML"),
+        ("model.size=[tiny]", "model.size = ['tiny']: Input should be 'tiny', 'small', 'base' or 'large'"),
+        ("model.dropout=1", "model.dropout = 1: Input should be less than 1"),
+        ("model.attention_dropout=1.0", "model.attention_dropout = 1.0: Input should be less than 1"),
+        ("data.max_text_tokens=513", "data.max_text_tokens = 513: model.max_positions = 514 allows 512"),
+        ("model.max_positions=100", "data.max_text_tokens = 512: model.max_positions = 100 allows 98"),
+        ("objectives.masking.fragment_longest=3", "fragment_longest 3 is less than fragment_shortest 4"),
+        ("objectives.masking.token_rate=15", "objectives.masking.token_rate = 15: Input should be less than or equal to 1"),
+        ("objectives.cmcl.temperature=0.6", "objectives.cmcl.temperature = 0.6"),
+        ("training=null", "training = None"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path), [override])
     assert message in str(caught.value)
+
+
+def test_a_run_whose_steps_would_be_empty_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="per_step is 0 in every corpus"):
+        load_config(write(tmp_path), ["data.corpora.texts.per_step=0", "data.corpora.images.per_step=0"])
+    assert load_config(write(tmp_path), ["data.corpora.texts.per_step=0"]).data.corpora[0].per_step == 0
+
+
+def test_generated_captions_must_fit_the_positions(tmp_path: Path) -> None:
+    pairs = {"name": "p", "kind": "pairs", "format": "json_lines", "path": "x", "regions": "r"}
+    path = write(tmp_path, evaluation={"pairs": pairs, "caption_tokens": 513})
+    with pytest.raises(ConfigError, match=r"evaluation\.caption_tokens = 513: model\.max_positions = 514 allows 512"):
+        load_config(path)
+    assert load_config(path, ["evaluation.caption_tokens=512"])
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -29,6 +29,15 @@ def test_a_model_that_gives_one_score_to_all_earns_nothing() -> None:
     assert recall_at(np.zeros((4, 4)), np.eye(4, dtype=bool), 1) == 0.0
 
 
+def test_a_score_that_is_no_number_earns_nothing() -> None:
+    """A model that has diverged must not look perfect."""
+    nothing = np.full((4, 4), np.nan)
+    assert recall_at(nothing, np.eye(4, dtype=bool), 1) == 0.0
+    one_row = np.eye(4)
+    one_row[2] = np.nan
+    assert recall_at(one_row, np.eye(4, dtype=bool), 1) == 0.75
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 20])
 def test_chance_is_what_random_scores_reach(k: int) -> None:
     rng = np.random.default_rng(0)
@@ -81,6 +90,7 @@ def test_words_and_punctuation_begin_units(folder: Path) -> None:
     assert "".join(pieces) == "the unseenable cup."
     assert [piece for piece, first in zip(pieces, starts, strict=True) if first][-1] == "."
     assert starts.sum() <= 4 < len(ids), "the pieces of one word are one unit"
+    assert [piece for piece, first in zip(pieces, starts, strict=True) if first and piece[0] == " "]
 
 
 def test_training_is_deterministic(folder: Path, tmp_path: Path) -> None:

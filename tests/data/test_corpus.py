@@ -1,6 +1,9 @@
 """From files to prepared corpora: what cannot be used is named, counted and left out; the rest is kept."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from tests.helpers import random_regions
 from tests.life.small_run import DETECTOR, write_inputs
 from unimo_ds.config import CorpusSection, DataSection
+from unimo_ds.data import corpus as corpus_module
 from unimo_ds.data.corpus import Corpus, prepare_corpus
 from unimo_ds.data.store import RegionStoreWriter, finish_store
 from unimo_ds.errors import DataError
@@ -137,3 +141,118 @@ def test_images_alone_and_groups_by_image(inputs: Path, tmp_path: Path) -> None:
     both = prepared(inputs, tmp_path / "out", **{**pairs(inputs, path), "regions": tmp_path / "store"})
     groups = [both.image_group(index) for index in range(3)]
     assert groups[0] == groups[2] != groups[1]
+
+
+def test_texts_with_a_store_beside_them_are_texts(inputs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("The cup was red.\n")
+    corpus = prepared(inputs, tmp_path, kind="texts", format="plain_text", path=path, regions=inputs / "regions")
+    assert len(corpus) == 1 and corpus.manifest["rejected"] == 0
+
+
+@pytest.mark.parametrize("image", ["x" * 600, "nowhere.jpg"])
+def test_an_image_that_no_store_can_hold_costs_its_record(inputs: Path, tmp_path: Path, image: str) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "a cup", "image": name}) for name in (image, "0001.jpg")))
+    corpus = prepared(inputs, tmp_path, **pairs(inputs, path))
+    assert len(corpus) == 1 and "has no regions" in corpus.manifest["rejected_first"][0]
+
+
+def test_another_store_of_the_same_detector_and_size_is_not_taken_for_the_first(inputs: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder, names in (("one", "ab"), ("two", "cd")):
+        with RegionStoreWriter(tmp_path / folder, DETECTOR) as writer:
+            for name in names:
+                writer.write(name, random_regions(rng, 4))
+        finish_store(tmp_path / folder)
+    found = [
+        prepared(inputs, tmp_path / "out", kind="images", format="regions", regions=tmp_path / name) for name in ("one", "two")
+    ]
+    assert [[corpus.image_key(index) for index in range(2)] for corpus in found] == [["a", "b"], ["c", "d"]]
+
+
+def test_a_store_that_was_extracted_again_is_prepared_again(inputs: Path, tmp_path: Path) -> None:
+    keys = []
+    for names in ("ab", "cd"):
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        with RegionStoreWriter(tmp_path / "store", DETECTOR) as writer:
+            for name in names:
+                writer.write(name, random_regions(np.random.default_rng(0), 4))
+        finish_store(tmp_path / "store")
+        corpus = prepared(inputs, tmp_path / "out", kind="images", format="regions", regions=tmp_path / "store")
+        keys.append([corpus.image_key(index) for index in range(2)])
+    assert keys == [["a", "b"], ["c", "d"]]
+
+
+def test_a_preparation_that_is_killed_leaves_nothing_half_and_is_done_again(inputs: Path, tmp_path: Path) -> None:
+    """Killed as it writes its arrays; in a container the next process often has the same number."""
+    path = tmp_path / "texts.txt"
+    path.write_text("The cup was red.\n\nThe ball was blue.\n")
+    section = {"kind": "texts", "format": "plain_text", "path": path}
+    child = os.fork()
+    if child == 0:
+        corpus_module._Writer.finish = lambda self, manifest: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment,return-value]
+        prepared(inputs, tmp_path / "out", **section)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    (left,) = (tmp_path / "out").iterdir()
+    assert left.name.startswith(".") and not (left / "manifest.json").exists(), "what is half has a hidden name"
+    left.rename(left.with_name(left.name.removesuffix(str(child)) + str(os.getpid())))
+    assert len(prepared(inputs, tmp_path / "out", **section)) == 2
+    (whole,) = (tmp_path / "out").iterdir()
+    assert not whole.name.startswith(".")
+
+
+def test_two_processes_that_prepare_the_same_corpus_do_not_hurt_each_other(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one finishes while this one writes."""
+    path = tmp_path / "texts.txt"
+    path.write_text("The cup was red.\n")
+    section = {"kind": "texts", "format": "plain_text", "path": path}
+    finish = corpus_module._Writer.finish
+
+    def after_the_other(writer: corpus_module._Writer, manifest: dict[str, object]) -> int:
+        monkeypatch.setattr(corpus_module._Writer, "finish", finish)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        assert len(prepared(inputs, tmp_path / "out", **section)) == 1
+        monkeypatch.undo()
+        return finish(writer, manifest)
+
+    monkeypatch.setattr(corpus_module._Writer, "finish", after_the_other)
+    assert len(prepared(inputs, tmp_path / "out", **section)) == 1
+    assert [folder.name.startswith(".") for folder in (tmp_path / "out").iterdir()] == [False]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n\n"])
+def test_an_empty_corpus_is_refused(inputs: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"not one usable record in .*: it is empty"):
+        prepared(inputs, tmp_path / "out", kind="texts", format="plain_text", path=path)
+
+
+def test_a_long_caption_is_cut_and_stays_one_pair(inputs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text(json.dumps({"text": "a cup and a ball and " * 20, "image": "0001.jpg"}))
+    corpus = prepared(inputs, tmp_path, **pairs(inputs, path))
+    assert len(corpus) == 1 and corpus.token_count(0) == 30, "32 with [CLS] and [SEP]"
+
+
+def test_special_tokens_that_stand_in_a_text_become_no_special_ids(inputs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("The <s>old</s> cup was <mask> and <pad> red.\n")
+    corpus = prepared(inputs, tmp_path, kind="texts", format="plain_text", path=path)
+    tokenizer = Tokenizer(inputs / "tokenizer")
+    tokens = corpus.tokens(0)
+    assert tokens.min() >= 4 and tokens.max() < tokenizer.mask
+
+
+def test_many_records_are_counted_and_the_first_five_are_told(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(['{"text": "a cup", "image": "0001.jpg"}', *["{"] * 40]))
+    corpus = prepared(inputs, tmp_path, **pairs(inputs, path))
+    told = capsys.readouterr().err
+    assert corpus.manifest["rejected"] == 40 and len(corpus.manifest["rejected_first"]) == 5
+    assert "40 records left out, 1 used" in told and f"{path}:6:" in told and f"{path}:7:" not in told and "and 35 more" in told

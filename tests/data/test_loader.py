@@ -14,7 +14,9 @@ from unimo_ds.data.corpus import prepare_corpora
 from unimo_ds.data.loader import PretrainingData, StepData, load_steps
 from unimo_ds.data.order import Mixture, order
 from unimo_ds.data.plan import Planner, share
+from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import ConfigError
+from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import Tokenizer
 
 WIDTH = 24
@@ -127,6 +129,32 @@ def test_a_damaged_image_costs_its_samples_and_nothing_else(inputs: Path, tmp_pa
         assert bool(lost) == bool(hurt) and not everything([after]) - everything([before])
         problems += len(hurt)
     assert problems > 0
+
+
+def test_an_image_that_its_store_has_lost_costs_its_samples_and_nothing_else(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed byte of a key inside LMDB looks like that."""
+    config = config_of(inputs)
+    corpora = prepare_corpora(config.data, config.data.corpora, show=False)
+    lost, get = "0003.jpg", RegionStore.get
+
+    def get_or_lose(store: RegionStore, key: str) -> Regions:
+        if key == lost:
+            raise KeyError(key)
+        return get(store, key)
+
+    monkeypatch.setattr(RegionStore, "get", get_or_lose)
+    seen = 0
+    for step in range(6):
+        data = data_of(config)[step]
+        with_images = [draw for draw in data.draws if corpora[draw.corpus].section.kind != "texts"]
+        hurt = [draw for draw in with_images if corpora[draw.corpus].image_key(draw.index) == lost]
+        assert len(data.problems) == len(hurt)
+        assert all(f"image '{lost}' is no longer found" in problem for problem in data.problems)
+        assert sum(batch.counts().pairs for batch in data.batches) == 6 - sum(draw.corpus == 0 for draw in hurt)
+        seen += len(hurt)
+    assert seen > 0
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What is hidden: rates, whole words, fragments, overlapping regions."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from unimo_ds.config import MaskingSection
 from unimo_ds.data.masking import choose_fragments, choose_regions, choose_spans, corrupt
 from unimo_ds.data.plan import most_fragments
+from unimo_ds.regions import intersection_over_union
 
+Bools = npt.NDArray[np.bool_]
 MASKING = MaskingSection()
 
 
@@ -27,12 +30,39 @@ def test_spans_hide_whole_words() -> None:
         assert (chosen.all(axis=1) == chosen.any(axis=1)).all()
 
 
+def spans(chosen: Bools) -> list[int]:
+    """Lengths of the runs of chosen tokens."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(int), [0]])))
+    return [int(end - start) for start, end in edges.reshape(-1, 2)]
+
+
 def test_span_lengths_are_geometric_and_clipped() -> None:
-    """With a tiny rate each text has one span; its mean length is that of Geo(0.2) clipped at 10."""
-    masking = MaskingSection(token_rate=1.0, span_geometric=0.2)
-    drawn = np.minimum(np.random.default_rng(0).geometric(masking.span_geometric, 100_000), masking.span_longest)
-    assert drawn.max() == 10 and drawn.mean() == pytest.approx((1 - 0.8**10) / 0.2, rel=0.01)
-    assert choose_spans(np.ones(20, bool), masking, np.random.default_rng(0)).all()
+    """Spans so rare that hardly two touch: their lengths are Geo(0.2) clipped at 10, of mean (1 - 0.8^10) / 0.2."""
+    masking = MaskingSection(token_rate=0.005)
+    lengths = np.array([n for rng in rngs(40) for n in spans(choose_spans(np.ones(20_000, bool), masking, rng))])
+    assert lengths.mean() == pytest.approx((1 - 0.8**10) / 0.2, rel=0.05)
+    assert (lengths == 1).mean() == pytest.approx(0.2, abs=0.03)
+    assert (lengths == 10).mean() == pytest.approx(0.8**9, abs=0.03)
+    assert (lengths > 10).mean() < 0.03, "only where two touch"
+
+
+def test_a_span_s_length_is_counted_in_words() -> None:
+    masking = MaskingSection(token_rate=0.005, span_geometric=1.0)
+    starts = np.tile([True, False, False], 2000)
+    lengths = np.array([n for rng in rngs(10) for n in spans(choose_spans(starts, masking, rng))])
+    assert lengths.min() == 3 and (lengths == 3).mean() > 0.95
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])
+@pytest.mark.parametrize("words", [1, 2, 7, 40])
+def test_at_least_one_token_is_chosen_and_at_most_a_word_too_many(rate: float, words: int) -> None:
+    masking = MaskingSection(token_rate=rate)
+    for rng in rngs(20):
+        starts = rng.random(words) < 0.6
+        chosen = choose_spans(starts, masking, rng)
+        longest_word = np.diff(np.append(np.union1d([0], np.flatnonzero(starts)), words)).max()
+        wanted = max(1, round(rate * words))
+        assert wanted <= chosen.sum() < wanted + longest_word
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -51,6 +81,24 @@ def test_chosen_tokens_are_80_10_10_and_others_stay() -> None:
     assert (seen[chosen] == 999).mean() == pytest.approx(0.8, abs=0.01)
     assert (seen[chosen] == tokens[chosen]).mean() == pytest.approx(0.1, abs=0.01)
     assert seen.min() >= 4, "a random token is never a special one"
+    replaced = seen[chosen & (seen != 999) & (seen != tokens)]
+    assert len(np.unique(replaced)) > 950 and replaced.mean() == pytest.approx((4 + 998) / 2, rel=0.02), "uniform over words"
+
+
+def test_fragment_lengths_are_uniform_between_4_and_32() -> None:
+    """Of long texts, where only the last fragment is cut to what is still wanted."""
+    lengths = [end - start for rng in rngs(40) for start, end in choose_fragments(4000, MASKING, rng)]
+    counts = np.bincount(lengths, minlength=33)
+    assert counts[:4].sum() == 0 and len(counts) == 33
+    assert (counts[4:] > 0.6 * counts[4:].mean()).all() and np.mean(lengths) == pytest.approx(18, abs=0.6)
+
+
+def test_fragments_lie_everywhere_in_the_text() -> None:
+    covered = np.zeros(200)
+    for rng in rngs(400):
+        for start, end in choose_fragments(200, MASKING, rng):
+            covered[start:end] += 1
+    assert covered.min() > 0 and covered[20:180].mean() == pytest.approx(0.25 * 400, rel=0.2)
 
 
 @pytest.mark.parametrize("count", [5, 16, 40, 200, 510])
@@ -82,3 +130,30 @@ def test_a_region_that_overlaps_an_anchor_is_hidden_with_it() -> None:
 def test_when_all_regions_overlap_one_is_left_to_see(count: int) -> None:
     hidden = choose_regions(np.ones((count, count)), MASKING, np.random.default_rng(0))
     assert hidden.any() and (count == 1 or not hidden.all())
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.4])
+def test_hidden_regions_are_anchors_with_all_that_overlaps_them(threshold: float) -> None:
+    masking = MaskingSection(region_overlap=threshold)
+    for rng in rngs(60):
+        corners = rng.random((30, 2)) * 100
+        boxes = np.concatenate([corners, corners + rng.random((30, 2)) * 80 + 5], axis=1)
+        overlap = intersection_over_union(boxes)
+        hidden = choose_regions(overlap, masking, rng)
+        near = overlap > threshold
+        anchors = [a for a in np.flatnonzero(hidden) if not (near[a] & ~hidden).any()]
+        assert hidden.sum() >= round(0.15 * 30) and anchors
+        assert (hidden == near[anchors].any(axis=0)).all(), "nothing is hidden that overlaps no anchor"
+
+
+def test_regions_that_do_not_overlap_are_hidden_at_the_rate() -> None:
+    hidden = np.array([choose_regions(np.eye(100), MASKING, rng) for rng in rngs(300)])
+    assert (hidden.sum(axis=1) == 15).all()
+    assert hidden.mean(axis=0).std() < 0.03, "no region is favoured"
+
+
+def test_no_box_at_all_and_all_boxes_equal() -> None:
+    assert choose_regions(np.zeros((0, 0)), MASKING, np.random.default_rng(0)).shape == (0,)
+    boxes = np.tile(np.array([[1.0, 1.0, 5.0, 5.0]]), (9, 1))
+    hidden = choose_regions(intersection_over_union(boxes), MASKING, np.random.default_rng(0))
+    assert hidden.sum() == 8

@@ -1,5 +1,6 @@
 """Data order as a pure function of the step."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 from unimo_ds.data.order import Draw, Mixture, assign, generator, order, permuted
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
+KNOWN = [(0, 15, 2), (0, 16, 9), (0, 17, 5), (1, 10, 3), (1, 11, 5)]
+KNOWN_NUMBER = 87839890
 
 
 @quick
@@ -57,3 +60,40 @@ def test_assign_places_every_item_once_and_balances(costs: list[int], bins: int)
     assert sorted(item for items in filled for item in items) == list(range(len(costs)))
     sums = [sum(costs[item] for item in items) for items in filled]
     assert max(sums) <= sum(costs) / bins + max(costs, default=0)
+
+
+@quick
+@given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 9))
+def test_assign_gives_each_bin_its_items_in_order_and_repeats_itself(costs: list[int], bins: int) -> None:
+    filled = assign(costs, bins)
+    assert len(filled) == bins and all(items == sorted(items) for items in filled)
+    assert assign(costs, bins) == filled
+
+
+@quick
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 60), st.integers(0, 1000))
+def test_a_run_resumed_at_any_step_goes_on_as_the_uninterrupted_one(per_step: int, size: int, stop: int, seed: int) -> None:
+    straight = [order(seed, Mixture((per_step,), (size,)), step) for step in range(stop + 3)]
+    resumed = Mixture((per_step,), (size,))  # of a process that shares the configuration and the step number alone
+    assert [order(seed, resumed, step) for step in range(stop, stop + 3)] == straight[stop:]
+
+
+def test_epochs_and_corpora_have_permutations_of_their_own() -> None:
+    steps = [order(1, Mixture((40, 40), (40, 40)), step) for step in range(4)]
+    epochs = {tuple(draw.index for draw in step if draw.corpus == corpus) for step in steps for corpus in (0, 1)}
+    assert len(epochs) == 8
+
+
+def test_every_sample_comes_to_every_place_about_equally_often() -> None:
+    places = np.zeros((13, 13))
+    for key in range(4000):
+        for position in range(13):
+            places[position, permuted(position, 13, key * 7919)] += 1
+    assert places.min() > 0.75 * 4000 / 13 and places.max() < 1.25 * 4000 / 13
+
+
+def test_the_order_of_a_known_run_never_changes() -> None:
+    """A changed order would make every resumed run repeat samples and skip others: these numbers are a promise."""
+    found = [(draw.corpus, draw.number, draw.index) for draw in order(1, Mixture((3, 2), (10, 7)), 5)]
+    assert found == KNOWN
+    assert int(generator(1, Draw(*KNOWN[0]), 1).integers(1 << 30)) == KNOWN_NUMBER

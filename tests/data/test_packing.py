@@ -2,10 +2,12 @@
 
 import numpy as np
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.helpers import CLASSES, VOCABULARY, WIDTH, random_batch, random_regions, view_maker
 from unimo_ds.batch import Kind, Target
-from unimo_ds.data.packing import Packer
+from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.sequences import IGNORED, Member, Sequence
 from unimo_ds.tokenizer import CLS, SEP
 
@@ -138,3 +140,73 @@ def test_an_image_s_vectors_are_stored_once_however_often_they_are_shown() -> No
         packer.add(Sequence(image=image, regions=shown, member=Member(pair, kind)))
     batch = packer.build()
     assert len(batch.features_RF) == 8 and len(batch.region_rows_L) == 16
+
+
+def test_an_image_without_regions_is_its_image_row_alone() -> None:
+    regions = random_regions(np.random.default_rng(0), 0)
+    packer = Packer(WIDTH, 100)
+    image, shown = packer.add_image(regions)
+    packer.add(Sequence(image=image, regions=shown, hidden=VIEWS.hidden_regions(regions, shown, np.random.default_rng(0))))
+    batch = packer.build()
+    assert batch.positions == 1 and batch.counts().regions == 0 and not batch.features_RF.any()
+
+
+def test_when_the_only_region_is_hidden_the_image_row_shows_nothing() -> None:
+    packer = Packer(WIDTH, 100)
+    image, shown = packer.add_image(random_regions(np.random.default_rng(0), 1))
+    packer.add(Sequence(image=image, regions=shown, hidden=np.array([True])))
+    batch = packer.build()
+    assert not batch.features_RF[batch.region_sources_L[0]].any() and batch.counts().regions == 1
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(0, 1000))
+def test_the_image_row_is_the_mean_of_exactly_the_regions_that_are_not_hidden(count: int, limit: int, seed: int) -> None:
+    """Those cut off by the limit count too: the mean is of all regions (spec 1.5)."""
+    rng = np.random.default_rng(seed)
+    regions = random_regions(rng, count)
+    packer = Packer(WIDTH, limit)
+    image, shown = packer.add_image(regions)
+    hidden = rng.random(shown) < 0.4
+    packer.add(Sequence(image=image, regions=shown, hidden=hidden))
+    batch = packer.build()
+    seen = np.append(~hidden, np.ones(count - shown, bool))
+    expected = regions.features_RF[seen].astype("f8").mean(0) if seen.any() else np.zeros(WIDTH)
+    np.testing.assert_allclose(batch.features_RF[batch.region_sources_L[0]], expected, atol=1e-3)
+    assert batch.target_rows_G.tolist() == [1 + number for number in np.flatnonzero(hidden)]
+    np.testing.assert_array_equal(batch.features_RF[batch.target_sources_G], regions.features_RF[:shown][hidden])
+    assert batch.region_hidden_L.tolist() == [False, *hidden]
+
+
+def test_stores_that_keep_different_numbers_of_classes_share_a_batch() -> None:
+    packer, rng = Packer(WIDTH, 100), np.random.default_rng(0)
+    kept = [3, 7]
+    for number in kept:
+        image, shown = packer.add_image(random_regions(rng, 4, kept=number))
+        packer.add(Sequence(image=image, regions=shown, hidden=np.array([True, False, False, True])))
+    batch = packer.build()
+    assert batch.target_class_ids_GK.shape == batch.target_class_probabilities_GK.shape == (4, 7)
+    assert not batch.target_class_probabilities_GK[:2, 3:].any()
+    torch.testing.assert_close(batch.target_class_probabilities_GK.sum(1), torch.ones(4))
+
+
+def test_images_and_texts_for_retrieval_stand_alone_in_their_order() -> None:
+    rng = np.random.default_rng(0)
+    images, texts = [random_regions(rng, n) for n in (3, 5)], [VIEWS.whole_text(TOKENS[:n]) for n in (4, 2, 6)]
+    batch = pack_alone(images, texts, WIDTH, 4)
+    assert batch.prefix_lengths_S.tolist() == [4, 5, 6, 4, 8]
+    assert batch.image_rows_I.tolist() == [0, 4] and batch.text_rows_X.tolist() == [9, 15, 19]
+    assert batch.image_pairs_I.tolist() == [0, 1] and batch.text_pairs_X.tolist() == [0, 1, 2]
+    assert {*batch.image_kinds_I.tolist(), *batch.text_kinds_X.tolist()} == {Kind.ALONE}
+    assert batch.counts().mlm == batch.counts().seq2seq == batch.counts().regions == batch.counts().pairs == 0
+
+
+def test_locations_are_of_the_image_on_disk() -> None:
+    regions = random_regions(np.random.default_rng(0), 3)
+    packer = Packer(WIDTH, 100)
+    image, shown = packer.add_image(regions)
+    packer.add(Sequence(image=image, regions=shown))
+    batch = packer.build()
+    x1, y1, x2, y2 = regions.boxes_R4.T
+    expected = np.stack([x1 / 200, y1 / 160, x2 / 200, y2 / 160, (y2 - y1) * (x2 - x1) / (200 * 160)], axis=1)
+    np.testing.assert_allclose(batch.boxes_R5[batch.region_sources_L[1:]], expected, rtol=1e-5)

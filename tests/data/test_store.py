@@ -1,6 +1,8 @@
 """The regions store: exact, without copies, safe after a fork, and honest about damage."""
 
 import os
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,17 +65,34 @@ def test_reading_copies_nothing(tmp_path: Path) -> None:
     assert regions.boxes_R4.flags.aligned and regions.features_RF.flags.aligned
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
-@given(st.integers(0, 10**9), st.integers(0, 7))
-def test_any_flipped_bit_is_found(place: int, bit: int) -> None:
-    value = bytearray(encode_regions(random_regions(np.random.default_rng(0), 6)))
-    reserved = range(20, 24)  # of the header: no meaning
-    place %= len(value)
-    value[place] ^= 1 << bit
-    if place in reserved or 8 <= place < 16:  # width and height stand before what the checksum covers
-        return
+RECORD = encode_regions(random_regions(np.random.default_rng(0), 6))
+HEADER = 32
+
+
+def assert_found(place: int, change: int) -> None:
+    value = bytearray(RECORD)
+    value[place] ^= change
     with pytest.raises(DamagedRecordError):
         decode_regions(bytes(value))
+
+
+@pytest.mark.parametrize("place", range(HEADER))
+def test_any_changed_byte_of_a_header_is_found(place: int) -> None:
+    """The image's size and the number of kept classes stand there too."""
+    for change in range(1, 256):
+        assert_found(place, change)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(st.integers(HEADER, len(RECORD) - 1), st.integers(1, 255))
+def test_any_changed_byte_of_the_regions_is_found(place: int, change: int) -> None:
+    assert_found(place, change)
+
+
+def test_a_record_without_a_header_checksum_is_read_as_before() -> None:
+    value = bytearray(RECORD)
+    value[20:24] = bytes(4)
+    assert_same(decode_regions(bytes(value)), random_regions(np.random.default_rng(0), 6))
 
 
 @pytest.mark.parametrize("kept", [0, 10, 40, -8])
@@ -146,8 +165,116 @@ def test_a_fork_after_reading_reads_on_its_own(tmp_path: Path) -> None:
 
 
 def test_two_stores_at_once_and_one_twice(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write(tmp_path / name, shard=0)
+    for name, count in (("one", 3), ("two", 7)):
+        with RegionStoreWriter(tmp_path / name, DETECTOR) as writer:
+            writer.write("same.jpg", random_regions(np.random.default_rng(0), count))
         finish_store(tmp_path / name)
     stores = [RegionStore(tmp_path / name) for name in ("one", "two", "one")]
-    assert len({len(store.get("0/2.jpg")) for store in stores}) == 1
+    assert [len(store.get("same.jpg")) for store in stores] == [3, 7, 3]
+
+
+def test_a_store_made_anew_in_the_same_place_is_read_anew(tmp_path: Path) -> None:
+    """One process may read a store, have it extracted again, and read it again; LMDB is opened once a process."""
+    write(tmp_path / "store", shard=0)
+    finish_store(tmp_path / "store")
+    before = RegionStore(tmp_path / "store")
+    assert len(before.get("0/4.jpg")) == 5
+    shutil.rmtree(tmp_path / "store")
+    with RegionStoreWriter(tmp_path / "store", DETECTOR) as writer:
+        writer.write("0/4.jpg", random_regions(np.random.default_rng(9), 9))
+    finish_store(tmp_path / "store")
+    after = RegionStore(tmp_path / "store")
+    assert list(after.keys()) == ["0/4.jpg"] and len(after.get("0/4.jpg")) == 9
+
+
+@pytest.mark.parametrize("key", ["", "k" * 512, "é" * 256], ids=["empty", "512 letters", "512 bytes"])
+def test_a_key_that_lmdb_cannot_hold_is_refused_and_never_found(tmp_path: Path, key: str) -> None:
+    with RegionStoreWriter(tmp_path, DETECTOR) as writer:
+        writer.write("k" * 511, random_regions(np.random.default_rng(0), 2))
+        with pytest.raises(StoreError, match="a key has 1 to 511 bytes"):
+            writer.write(key, random_regions(np.random.default_rng(0), 2))
+    finish_store(tmp_path)
+    store = RegionStore(tmp_path)
+    assert key not in store and list(store.keys()) == ["k" * 511]
+    with pytest.raises(KeyError):
+        store.get(key)
+
+
+def test_damage_anywhere_in_the_file_gives_a_named_error_or_the_right_regions(tmp_path: Path) -> None:
+    """LMDB's own pages have no checksums: keys, offsets and page numbers may change too. Never wrong regions, never a crash."""
+    written = write(tmp_path, count=8)
+    finish_store(tmp_path)
+    path = tmp_path / "shard-00000/data.mdb"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    starts_of_pages = [page + int(rng.integers(48)) for page in range(0, len(whole), 4096)]
+    for place in [*starts_of_pages * 2, *rng.integers(0, len(whole), 30).tolist()]:
+        content = bytearray(whole)
+        content[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(bytes(content))
+        child = os.fork()  # LMDB is opened once a process
+        if child == 0:
+            os._exit(reads_right_or_refuses(tmp_path, written))
+        assert os.waitpid(child, 0)[1] == 0, f"byte {place}"
+
+
+def reads_right_or_refuses(folder: Path, written: dict[str, Regions]) -> int:
+    try:
+        store = RegionStore(folder)
+        for key, regions in written.items():
+            try:
+                assert_same(store.get(key), regions)
+            except (StoreError, KeyError):
+                continue
+    except BaseException:
+        return 1
+    return 0
+
+
+def test_a_lost_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path, shard=0)
+    write(tmp_path, shard=1)
+    finish_store(tmp_path)
+    shutil.rmtree(tmp_path / "shard-00001")
+    with pytest.raises(StoreError, match=r"shard-00001: cannot be opened .* Extract this shard again"):
+        RegionStore(tmp_path).get("1/0.jpg")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{", r"manifest\.json: cannot be read"),
+        ("[]", r"manifest\.json: holds list, expected a JSON object"),
+        ('{"version": 99}', r"manifest\.json: version 99, this program reads 1"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, manifest: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(StoreError, match=message):
+        RegionStore(tmp_path)
+
+
+def test_shards_of_different_detectors_are_not_merged(tmp_path: Path) -> None:
+    write(tmp_path / "a", shard=0)
+    write(tmp_path / "b", shard=1, detector={**DETECTOR, "classes": 7})
+    shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
+    with pytest.raises(StoreError, match="shard 1 was written by another detector; classes: 7 there, 19 here"):
+        finish_store(tmp_path / "a")
+    with pytest.raises(StoreError, match="nothing was extracted into it yet"):
+        finish_store(tmp_path / "nowhere")
+
+
+def test_a_store_is_pickled_to_workers_without_what_is_open(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    finish_store(tmp_path)
+    store = RegionStore(tmp_path)
+    store.get("0/1.jpg")
+    assert_same(pickle.loads(pickle.dumps(store)).get("0/1.jpg"), written["0/1.jpg"])
+    assert_same(store.get("0/2.jpg"), written["0/2.jpg"])
+
+
+def test_an_image_without_regions_is_a_record_too(tmp_path: Path) -> None:
+    with RegionStoreWriter(tmp_path, DETECTOR) as writer:
+        writer.write("empty.jpg", random_regions(np.random.default_rng(0), 0))
+    finish_store(tmp_path)
+    found = RegionStore(tmp_path).get("empty.jpg")
+    assert len(found) == 0 and found.features_RF.shape == (0, WIDTH)

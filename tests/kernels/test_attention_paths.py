@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.test_attention import HEADS, WIDTH, planned, reference
+from unimo_ds.kernels import attention
 from unimo_ds.kernels.attention import packed_attention
 
 NO_DROPOUT = 1e-9  # takes the path of dropout, whose rate is rounded to 1/65,536: nothing is dropped
@@ -94,3 +95,48 @@ def test_dropout_keeps_mean_and_has_the_variance_of_its_rate() -> None:
     error = (many.mean(0) - (weights @ value).transpose(0, 1)) / (variance / draws).sqrt()
     assert error.abs().max() < 5 and 0.7 < float(error.std()) < 1.3
     torch.testing.assert_close(many.var(0), variance, rtol=0.2, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("elements", [1, 200, 1 << 20])
+def test_gradients_pass_the_numerical_check_with_dropout_too(
+    monkeypatch: pytest.MonkeyPatch, rate: float, elements: int
+) -> None:
+    """In float64, with the same draws each time; and whatever is computed at a time."""
+    monkeypatch.setattr(attention, "_BLOCK_ELEMENTS", elements)
+    lengths, prefixes = [3, 1, 4, 3, 2], [3, 0, 1, 0, 2]
+    qkv = torch.randn(13, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    plan = planned(lengths, prefixes, torch.float64)
+
+    def attend(rows: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        return packed_attention(rows, plan, rate)
+
+    assert torch.autograd.gradcheck(attend, (qkv,))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_a_second_backward_pass_gives_the_same(rate: float) -> None:
+    qkv = torch.randn(9, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = packed_attention(qkv, planned([4, 5], [2, 5], torch.float32), rate)
+    first, second = (torch.autograd.grad(out.square().sum(), qkv, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+
+
+def test_inputs_are_left_as_they_are() -> None:
+    qkv = torch.randn(9, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+    before = qkv.clone()
+    packed_attention(qkv.requires_grad_(), planned([4, 5], [2, 5], torch.float32), 0.2).sum().backward()
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_not_even_a_nan_passes_from_the_first_sequence(rate: float) -> None:
+    """Whatever padding copies, it must not be another sequence."""
+    qkv = torch.randn(12, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+    qkv[:3] = torch.nan
+    qkv.requires_grad_()
+    out = packed_attention(qkv, planned([3, 4, 5], [3, 2, 0], torch.float32), rate)
+    assert out[:3].isnan().all() and out[3:].isfinite().all()
+    out[3:].sum().backward()
+    assert qkv.grad is not None and qkv.grad[3:].isfinite().all()

@@ -43,6 +43,6 @@ def test_dropout_zeroes_the_right_share_and_scales_the_rest() -> None:
 
 def test_dropout_draws_are_independent_between_neighbours() -> None:
     torch.manual_seed(0)
-    kept = dropout_module._kept(torch.empty(4, 50_000), 0.5).float().T.reshape(-1, 4)
+    kept = dropout_module.draw_kept(torch.empty(4, 50_000), 0.5).float().T.reshape(-1, 4)
     correlation = torch.corrcoef(kept.T) - torch.eye(4)
     assert correlation.abs().max() < 0.02

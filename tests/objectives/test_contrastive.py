@@ -108,7 +108,9 @@ def test_pairs_are_equation_1_and_so_are_their_gradients(numbers: list[Numbers],
     expected.backward()
     for ours, theirs in zip(leaves(outputs), exact, strict=True):
         assert ours.grad is not None and theirs.grad is not None
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-4 * (1 + 0.1 * float(theirs.grad.abs().max())), rtol=1e-4)
+        torch.testing.assert_close(
+            ours.grad.double(), theirs.grad, atol=1e-4 * (1 + 0.1 * float(theirs.grad.abs().max())), rtol=1e-4
+        )
 
 
 def test_every_candidate_is_scored_once_with_its_pair() -> None:

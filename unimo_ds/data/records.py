@@ -79,7 +79,7 @@ def _json_lines(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                yield _record_of(json.loads(line.decode("utf-8-sig")), pairs)
+                yield _record_of(json.loads(line.decode("utf-8-sig").strip()), pairs)
             except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
                 reject(f"{path}:{number}: {error}: {line.strip()[:60].decode(errors='replace')!r}")
 

@@ -109,10 +109,14 @@ class SampleLog:
             self._file = (folder / f"samples-rank{rank:04}.jsonl").open("a", encoding="utf-8")
 
     def write(self, step: int, samples: list[tuple[int, int, int]]) -> None:
-        """Adds the samples `(corpus, draw number, index)` of a step."""
-        if self._file is not None:
+        """Adds the samples `(corpus, draw number, index)` of a step. A full disk costs the line, not the run."""
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
             self._file.flush()
+        except OSError as error:
+            print(f"WARNING: {self._file.name}: step {step} is missing: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def forget_after(folder: Path, step: int) -> None:

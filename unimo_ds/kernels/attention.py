@@ -3,27 +3,28 @@
 Position j of a sequence is visible to position i when `j < max(prefix_length, i + 1)`: prefix = length is bidirectional,
 0 < prefix < length is sequence-to-sequence, 0 is causal.
 
-The CPU implementation sorts sequences into a few buckets of similar length and runs padded attention on each. The plan of
-the buckets depends on lengths alone, so it is made once a batch and serves all layers. Which inner product is fastest was
-measured (docs/architecture.md): fp32 through torch's fused attention, bf16 through batched products, because torch's
-fused backward is slow in bf16 on a CPU.
+The CPU implementation sorts sequences into a few buckets of similar length and runs padded attention on each, as batched
+products, softmax and dropout. The plan of the buckets depends on lengths alone, so it is made once a batch and serves all
+layers. The backward pass is written by hand: the padded copy has the rows of each head together, so that no product copies its
+operands; autograd would copy and zero-fill once a bucket. What was measured: docs/performance.md.
 
-Shape suffixes: T positions, S sequences, B sequences of a bucket, N rows of a bucket's padded sequences, H heads,
+Shape suffixes: T positions, S sequences, P rows of the padded buffer, B sequences of a block, N padded length, H heads,
 E head width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unimo_ds.kernels.dropout import dropout
+from unimo_ds.kernels.dropout import apply_kept, draw_kept
 
 _MOST_BUCKETS = 4
+_BLOCK_ELEMENTS = 1 << 20  # scores computed at a time: what stays in a core's cache through softmax and dropout
 _HIDDEN = -1e4  # added to masked scores; the original's value, finite so that padded rows stay finite (unimo-spec, 3)
 
 
@@ -43,15 +44,18 @@ class AttentionPlan:
 
     Attributes:
         buckets: the buckets, one after the other in a buffer of padded rows.
-        padded_rows: for each buffer row, the stream row it copies (padding: the last of its sequence).
-        padding: bool, which buffer rows are padding.
-        stream_rows_T: for each stream row, its place in the buffer.
+        sources_P: for each row of the buffer, the stream row it copies (padding: the last of its sequence).
+        columns_P, lengths_P: its place in its padded sequence, and that sequence's padded length.
+        padding: which rows of the buffer are padding.
+        places_T: for each stream row, its row of the buffer.
     """
 
     buckets: tuple[Bucket, ...]
-    padded_rows: Tensor
+    sources_P: Tensor
+    columns_P: Tensor
+    lengths_P: Tensor
     padding: Tensor
-    stream_rows_T: Tensor
+    places_T: Tensor
 
 
 def plan_attention(cu_seqlens_S1: Tensor, prefix_lengths_S: Tensor, dtype: torch.dtype) -> AttentionPlan:
@@ -66,25 +70,23 @@ def plan_attention(cu_seqlens_S1: Tensor, prefix_lengths_S: Tensor, dtype: torch
     starts = cu_seqlens_S1.cpu().numpy().astype(np.int64)
     lengths, prefixes = np.diff(starts), prefix_lengths_S.cpu().numpy()
     order = np.argsort(lengths, kind="stable")
-    buckets, padded, padding = [], [], []
-    stream_rows = np.empty(int(starts[-1]), dtype=np.int64)
+    buckets, parts = [], [np.zeros((4, 0), np.int64)]
     filled = 0
     for members in _split_by_length(lengths[order]):
         chosen = order[members]
         longest = int(lengths[chosen].max())
-        column = np.arange(longest)
-        inside = column[None] < lengths[chosen][:, None]
+        column = np.broadcast_to(np.arange(longest), (len(chosen), longest))
+        inside = column < lengths[chosen][:, None]
         # Padding copies its own sequence, so that not even a NaN can pass from one sequence to another.
-        rows = starts[chosen][:, None] + np.minimum(column[None], lengths[chosen][:, None] - 1)
-        stream_rows[rows[inside]] = filled + np.flatnonzero(inside)
+        sources = starts[chosen][:, None] + np.minimum(column, lengths[chosen][:, None] - 1)
         buckets.append(Bucket(filled, len(chosen), longest, _bias(lengths[chosen], prefixes[chosen], longest, dtype, device)))
-        padded.append(rows.reshape(-1))
-        padding.append(~inside.reshape(-1))
-        filled += rows.size
-    joined = np.concatenate(padded) if padded else np.zeros(0, np.int64)
-    pads = np.concatenate(padding) if padding else np.zeros(0, bool)
-    as_tensor = [torch.from_numpy(array).to(device) for array in (joined, pads, stream_rows)]
-    return AttentionPlan(tuple(buckets), *as_tensor)
+        parts.append(np.stack([sources, column, np.full_like(sources, longest), inside]).reshape(4, -1))
+        filled += sources.size
+    sources, column, longest_P, inside = np.concatenate(parts, axis=1)
+    places = np.empty(int(starts[-1]), dtype=np.int64)
+    places[sources[inside == 1]] = np.flatnonzero(inside)
+    arrays = (sources, column, longest_P, np.flatnonzero(inside == 0), places)
+    return AttentionPlan(tuple(buckets), *(torch.from_numpy(array).to(device) for array in arrays))
 
 
 def _bias(lengths: Any, prefixes: Any, longest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -115,33 +117,6 @@ def _split_by_length(sorted_lengths: Any) -> list[slice]:
     return [slice(begin, end) for begin, end in pairwise(cuts)]
 
 
-class _Pad(torch.autograd.Function):
-    """Stream rows to buffer rows. Both directions are plain gathers, because each stream row stands in the buffer once."""
-
-    @staticmethod
-    def forward(ctx: Any, stream: Tensor, plan: AttentionPlan) -> Tensor:
-        ctx.plan = plan
-        return stream.index_select(0, plan.padded_rows)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].index_select(0, ctx.plan.stream_rows_T), None
-
-
-class _Unpad(torch.autograd.Function):
-    """Buffer rows back to stream rows; padding gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, buffer: Tensor, plan: AttentionPlan) -> Tensor:
-        ctx.plan = plan
-        return buffer.index_select(0, plan.stream_rows_T)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        padded = gradients[0].index_select(0, ctx.plan.padded_rows)
-        return padded.masked_fill_(ctx.plan.padding.view(-1, *[1] * (padded.dim() - 1)), 0.0), None
-
-
 def packed_attention(qkv_T3HE: Tensor, plan: AttentionPlan, rate: float) -> Tensor:
     """Attention of every sequence of the stream within itself.
 
@@ -153,22 +128,92 @@ def packed_attention(qkv_T3HE: Tensor, plan: AttentionPlan, rate: float) -> Tens
     Returns:
         [T, H, E], the attended values.
     """
-    if not plan.buckets:
-        return qkv_T3HE[:, 0] + qkv_T3HE[:, 1] + qkv_T3HE[:, 2]  # no rows, but a gradient path to every input
-    buffer = _Pad.apply(qkv_T3HE, plan)
-    attended = [_attend(buffer, bucket, rate) for bucket in plan.buckets]
-    out: Tensor = _Unpad.apply(torch.cat(attended), plan)
-    return out
+    attended: Tensor = _PackedAttention.apply(qkv_T3HE, plan, rate)
+    return attended
 
 
-def _attend(buffer: Tensor, bucket: Bucket, rate: float) -> Tensor:
-    """Padded attention of one bucket; returns its rows [B * N, H, E]."""
-    end = bucket.start + bucket.sequences * bucket.length
-    rows = buffer[bucket.start : end].view(bucket.sequences, bucket.length, 3, *buffer.shape[2:])
-    query, key, value = rows.permute(2, 0, 3, 1, 4)  # each [B, H, N, E]
-    if buffer.dtype == torch.float32 and rate == 0.0:  # with dropout, torch would not take its fused path on a CPU
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bucket.bias_B1NN)
-    else:
-        scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)) + bucket.bias_B1NN
-        mixed = torch.matmul(dropout(scores.softmax(-1), rate), value)
-    return mixed.transpose(1, 2).reshape(-1, *buffer.shape[2:])
+class _Block(NamedTuple):
+    """Some sequences of a bucket: their rows in a buffer of head rows, and their bias."""
+
+    rows: slice
+    bias_B1NN: Tensor
+
+    def matrices(self, buffer: Tensor) -> Tensor:
+        """The block's rows of `buffer` [.., P H, E] as matrices [.., B H, N, E]."""
+        return buffer[..., self.rows, :].view(*buffer.shape[:-2], -1, self.bias_B1NN.shape[-1], buffer.shape[-1])
+
+
+def _blocks(plan: AttentionPlan, heads: int) -> Iterator[_Block]:
+    for bucket in plan.buckets:
+        size = max(1, _BLOCK_ELEMENTS // (heads * bucket.length**2))
+        for first in range(0, bucket.sequences, size):
+            last = min(first + size, bucket.sequences)
+            begin, end = (heads * (bucket.start + bucket.length * sequence) for sequence in (first, last))
+            yield _Block(slice(begin, end), bucket.bias_B1NN[first:last])
+
+
+def _head_rows(plan: AttentionPlan, heads: int) -> Tensor:
+    """Where row p of head h lies in a buffer that has the rows of one head of one sequence together, [P, H]."""
+    rows_P = torch.arange(len(plan.sources_P), device=plan.sources_P.device)
+    first_P = (rows_P - plan.columns_P) * heads + plan.columns_P
+    return first_P[:, None] + plan.lengths_P[:, None] * torch.arange(heads, device=first_P.device)
+
+
+def _sources(plan: AttentionPlan, rows_PH: Tensor, parts: int) -> Tensor:
+    """For each row of that buffer, the row it copies of a stream [T, parts, H] in its first part."""
+    heads = torch.arange(rows_PH.shape[1], device=rows_PH.device)
+    sources = torch.empty_like(rows_PH).view(-1)
+    sources[rows_PH] = plan.sources_P[:, None] * (parts * len(heads)) + heads
+    return sources
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_T3HE: Tensor, plan: AttentionPlan, rate: float) -> Tensor:
+        positions, parts, heads, width = qkv_T3HE.shape
+        rows_PH = _head_rows(plan, heads)
+        queries = _sources(plan, rows_PH, parts)
+        sources = torch.cat([queries + part * heads for part in range(parts)])
+        padded = qkv_T3HE.reshape(-1, width).index_select(0, sources).view(parts, len(queries), width)
+        padded[0] *= width**-0.5
+        mixed = torch.empty_like(padded[0])
+        saved = []
+        for block in _blocks(plan, heads):
+            query, key, value = block.matrices(padded)
+            scores = torch.bmm(query, key.mT)
+            scores.view(-1, heads, *scores.shape[1:]).add_(block.bias_B1NN)
+            weights = scores.softmax(-1)
+            saved.append(weights)
+            if rate:
+                saved.append(draw_kept(weights, rate))
+                weights = apply_kept(weights, saved[-1], rate)
+            torch.bmm(weights, value, out=block.matrices(mixed))
+        ctx.save_for_backward(padded, rows_PH, *saved)
+        ctx.plan, ctx.rate = plan, rate
+        return mixed.index_select(0, rows_PH[plan.places_T].view(-1)).view(positions, heads, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        padded, rows_PH, *saved = ctx.saved_tensors
+        plan, rate, (positions, heads, width) = ctx.plan, ctx.rate, gradients[0].shape
+        d_mixed = gradients[0].reshape(-1, width).index_select(0, _sources(plan, rows_PH, parts=1))
+        d_mixed.index_fill_(0, rows_PH[plan.padding].view(-1), 0.0)
+        d_padded = torch.empty_like(padded)
+        left = iter(saved)
+        for block in _blocks(plan, heads):
+            query, key, value = block.matrices(padded)
+            d_query, d_key, d_value = block.matrices(d_padded)
+            d_mix = block.matrices(d_mixed)
+            weights = dropped = next(left)
+            d_weights = torch.bmm(d_mix, value.mT)
+            if rate:
+                kept = next(left)
+                dropped, d_weights = apply_kept(weights, kept, rate), apply_kept(d_weights, kept, rate)
+            torch.bmm(dropped.mT, d_mix, out=d_value)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            torch.bmm(d_scores, key, out=d_query)
+            torch.bmm(d_scores.mT, query, out=d_key)
+        d_padded[0] *= width**-0.5
+        places_TH = rows_PH[plan.places_T]
+        places_T3H = torch.stack([places_TH + part * rows_PH.numel() for part in range(3)], dim=1)
+        return d_padded.view(-1, width).index_select(0, places_T3H.view(-1)).view(positions, 3, heads, width), None, None

@@ -1,8 +1,8 @@
 """Dropout whose random numbers are cheap on a CPU.
 
-torch draws one 32-bit Bernoulli number an element and keeps a mask of the input's type. Here one 64-bit draw serves four
-elements, 16 bits each, and the mask is kept as bytes: three times faster, a quarter of the memory (docs/performance.md).
-The rate is rounded to 1/65,536. On a GPU torch's own kernel is used.
+torch draws a Bernoulli number an element, one after the other. Here one 64-bit draw serves four elements, 16 bits each, and
+all that follows is vectorised: five times faster in bf16 (docs/performance.md). The rate is rounded to 1/65,536. On a GPU
+torch's own kernel is used.
 """
 
 from typing import Any
@@ -24,20 +24,28 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     return dropped
 
 
-def _kept(x: Tensor, rate: float) -> Tensor:
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    return (draws.view(torch.int16)[: x.numel()] >= round(rate * _LEVELS) - _LEVELS // 2).view(x.shape)
+def draw_kept(x: Tensor, rate: float) -> Tensor:
+    """int16 of the shape of `x`: 0 with probability `rate`, else 1."""
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)  # all levels would overflow the 16 bits
+    # In place, for torch vectorises a comparison whose result has its operands' type; making booleans takes ten times as long.
+    return draws.view(torch.int16)[: x.numel()].ge_(dropped - _LEVELS // 2).view(x.shape)
+
+
+def apply_kept(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+    """Dropout by the mask `kept`; forward and backward are the same."""
+    return (x * kept.to(x.dtype)).mul_(1 / (1 - rate))
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
-        ctx.scale = 1 / (1 - rate)
-        kept = _kept(x, rate)
+        ctx.rate = rate
+        kept = draw_kept(x, rate)
         ctx.save_for_backward(kept)
-        return (x * kept).mul_(ctx.scale)
+        return apply_kept(x, kept, rate)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return (gradients[0] * kept).mul_(ctx.scale), None
+        return apply_kept(gradients[0], kept, ctx.rate), None

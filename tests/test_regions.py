@@ -1,0 +1,40 @@
+"""Geometry of regions against plain loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unimo_ds.regions import intersection_over_union, location_features
+
+quick = settings(deadline=None, derandomize=True, max_examples=60)
+box = st.tuples(*[st.integers(0, 12)] * 4).map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])))
+
+
+def pixels(b: tuple[int, ...]) -> set[tuple[int, int]]:
+    return {(x, y) for x in range(b[0], b[2]) for y in range(b[1], b[3])}
+
+
+@quick
+@given(st.lists(box, max_size=6))
+def test_overlap_is_shared_pixels_over_all_pixels(boxes: list[tuple[int, ...]]) -> None:
+    found = intersection_over_union(np.array(boxes, "f4").reshape(-1, 4))
+    for i, a in enumerate(boxes):
+        for j, b in enumerate(boxes):
+            together = pixels(a) | pixels(b)
+            assert found[i, j] == pytest.approx(len(pixels(a) & pixels(b)) / len(together) if together else 0.0)
+
+
+@quick
+@given(st.lists(box, max_size=6), st.integers(12, 50), st.integers(12, 50))
+def test_location_is_corners_and_area_relative_to_the_image(boxes: list[tuple[int, ...]], width: int, height: int) -> None:
+    found = location_features(np.array(boxes, "f4").reshape(-1, 4), width, height)
+    assert found.shape == (len(boxes), 5) and found.dtype == np.float32
+    for (x1, y1, x2, y2), row in zip(boxes, found, strict=True):
+        area = len(pixels((x1, y1, x2, y2))) / (width * height)
+        assert row == pytest.approx([x1 / width, y1 / height, x2 / width, y2 / height, area], abs=1e-6)
+
+
+def test_the_whole_image_has_the_location_of_the_image_row() -> None:
+    """[IMG] is `[0, 0, 1, 1, 1]` (spec 1.5)."""
+    np.testing.assert_array_equal(location_features(np.array([[0, 0, 640, 480]]), 640, 480), [[0, 0, 1, 1, 1]])

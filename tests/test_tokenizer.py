@@ -1,0 +1,98 @@
+"""Units of masking are words; what stands in a text never becomes a special id."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unimo_ds.config import MaskingSection
+from unimo_ds.data.masking import choose_spans
+from unimo_ds.tokenizer import Tokenizer, train_tokenizer
+
+TEXTS = [
+    "A red cup is beside a blue ball.",
+    "Two dogs run; the cat sleeps, and a naïve café is closed.",
+    "It's the cup's colour: red\nor blue\ttoo.",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(TEXTS, 380, folder)
+    return Tokenizer(folder)
+
+
+def units(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The pieces of text that are masked as one; as in masking, the first token begins a unit."""
+    (ids,) = tokenizer.encode([text])
+    starts = [0, *(np.flatnonzero(tokenizer.starts_word_V[ids][1:]) + 1), len(ids)]
+    # Tokens may end in the middle of a character: only whole units can be decoded.
+    return [tokenizer._fast.decode(ids[a:b], clean_up_tokenization_spaces=False) for a, b in itertools.pairwise(starts)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red cup is beside a blue ball.", ["A", " red", " cup", " is", " beside", " a", " blue", " ball", "."]),
+        ("Two dogs; the cat,", ["Two", " dogs", ";", " the", " cat", ","]),
+        ("unseenable wordlings here", ["unseenable", " wordlings", " here"]),
+        ("a naïve café 123", ["a", " naïve", " café", " 123"]),
+        ("red\nblue\tcup", ["red", "\nblue", "\tcup"]),
+    ],
+)
+def test_a_word_with_its_space_is_one_unit_and_punctuation_another(
+    tokenizer: Tokenizer, text: str, expected: list[str]
+) -> None:
+    assert units(tokenizer, text) == expected
+
+
+def test_a_caption_loses_15_percent_of_its_words_and_not_itself(tokenizer: Tokenizer) -> None:
+    """Were a space taken for a letter, a whole sentence would be one word: each caption would be masked from end to end."""
+    rng, hidden, total = np.random.default_rng(0), 0, 0
+    for ids in tokenizer.encode(TEXTS * 20):
+        chosen = choose_spans(tokenizer.starts_word_V[ids], MaskingSection(), rng)
+        assert chosen.sum() <= 0.5 * len(ids)
+        hidden, total = hidden + int(chosen.sum()), total + len(ids)
+    assert hidden / total == pytest.approx(0.15, abs=0.04)
+
+
+@pytest.mark.parametrize("special", ["<s>", "</s>", "<pad>", "<unk>", "<mask>"])
+def test_the_name_of_a_special_token_in_a_text_is_text(tokenizer: Tokenizer, special: str) -> None:
+    text = f"a {special} red{special}cup"
+    (ids,) = tokenizer.encode([text])
+    assert min(ids) >= 4 and max(ids) < tokenizer.mask
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_ids_are_left_out_of_decoded_text_and_named_one_by_one(tokenizer: Tokenizer) -> None:
+    (ids,) = tokenizer.encode(["a red cup"])
+    assert tokenizer.decode([0, *ids, tokenizer.mask, 2, 1]) == "a red cup"
+    assert [tokenizer.token(index) for index in (0, 1, 2, 3, tokenizer.mask)] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def test_every_byte_has_a_token(tokenizer: Tokenizer) -> None:
+    text = "".join(map(chr, [*range(1, 0x250), 0x4E2D, 0x1F600]))
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer._fast.decode(ids, clean_up_tokenization_spaces=False) == text and 3 not in ids
+
+
+def test_an_empty_text_has_no_ids(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(["", "a"])[0] == []
+
+
+def test_the_vocabulary_s_size_is_bounded_and_ids_are_all_there(tokenizer: Tokenizer) -> None:
+    vocabulary = json.loads((tokenizer.folder / "vocab.json").read_text(encoding="utf-8"))
+    assert tokenizer.size == len(vocabulary) <= 380
+    assert sorted(vocabulary.values()) == list(range(tokenizer.size)) and len(tokenizer.starts_word_V) == tokenizer.size
+
+
+def test_another_vocabulary_or_other_merges_have_another_fingerprint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((tokenizer.folder / name).read_bytes())
+    assert Tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    with (tmp_path / "merges.txt").open("a") as merges:
+        merges.write("a b\n")
+    assert Tokenizer(tmp_path).fingerprint != tokenizer.fingerprint
