@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unimo_ds.bench import contenders, training, workload
+from unimo_ds.bench import contenders, regions, training, workload
 
 
 def test_the_standard_workload_is_what_the_documents_say() -> None:
@@ -27,3 +27,9 @@ def test_useful_operations_of_a_known_case() -> None:
 def test_every_contender_makes_a_step(name: str) -> None:
     kind = workload.documents(1) if name == "roberta" else workload.pairs(2)
     contenders.CONTENDERS[name]("tiny", "fp32", kind)()
+
+
+def test_reads_are_measured_for_every_layout() -> None:
+    rows = regions.measure_reads(rounds=1, images=3)
+    assert {"ours", "UNITER: msgpack in LMDB"} <= {row["layout"] for row in rows}
+    assert regions.table(rows).count("\n") == 1 + len(rows)

@@ -85,6 +85,13 @@ def test_chosen_tokens_are_80_10_10_and_others_stay() -> None:
     assert len(np.unique(replaced)) > 950 and replaced.mean() == pytest.approx((4 + 998) / 2, rel=0.02), "uniform over words"
 
 
+def test_a_random_token_is_no_mask() -> None:
+    """In a vocabulary of two words each tenth that is drawn at random must be one of them."""
+    rng = np.random.default_rng(0)
+    seen = corrupt(np.full(50_000, 4), np.ones(50_000, bool), 6, 4, rng)
+    assert np.bincount(seen) / 50_000 == pytest.approx([0, 0, 0, 0, 0.15, 0.05, 0.8], abs=0.01)
+
+
 def test_fragment_lengths_are_uniform_between_4_and_32() -> None:
     """Of long texts, where only the last fragment is cut to what is still wanted."""
     lengths = [end - start for rng in rngs(40) for start, end in choose_fragments(4000, MASKING, rng)]
@@ -150,6 +157,13 @@ def test_regions_that_do_not_overlap_are_hidden_at_the_rate() -> None:
     hidden = np.array([choose_regions(np.eye(100), MASKING, rng) for rng in rngs(300)])
     assert (hidden.sum(axis=1) == 15).all()
     assert hidden.mean(axis=0).std() < 0.03, "no region is favoured"
+
+
+def test_boxes_without_an_area_are_hidden_like_others() -> None:
+    """They overlap nothing, not even themselves."""
+    overlap = intersection_over_union(np.tile(np.array([[3.0, 3.0, 3.0, 3.0]]), (20, 1)))
+    assert not overlap.any()
+    assert all(choose_regions(overlap, MASKING, rng).sum() == 3 for rng in rngs(10))
 
 
 def test_no_box_at_all_and_all_boxes_equal() -> None:

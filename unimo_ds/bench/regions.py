@@ -1,7 +1,8 @@
 """Reading regions: our store against UNITER's, msgpack in LMDB, a record at a time in one process.
 
 Each reader does what its own training asks of it for one image. UNITER's decodes a dict of arrays and hands float32 tensors to
-its collate function; ours hands views of the memory map to the packer, which copies them once, as float16, into the batch.
+its collate function; ours hands views of the memory map to the packer, which copies them once, as float16, into the batch. That
+copy is a row of its own, and so is UNITER's record without the conversion: neither side's remaining work is hidden.
 """
 
 import tempfile
@@ -31,10 +32,15 @@ def measure_reads(rounds: int = 5, images: int = IMAGES) -> list[dict[str, objec
         _write_msgpack(folder / "msgpack", everything)
         keys = list(everything)
         first, ours = _timed(RegionStore(folder / "ours").get, keys), RegionStore(folder / "ours")
-        readers: dict[str, Callable[[str], object]] = {"ours": ours.get, **_msgpack_readers(folder / "msgpack")}
+        readers: dict[str, Callable[[str], object]] = {
+            "ours": ours.get,
+            "ours, copied as the packer does": lambda key: _copied(ours.get(key)),
+            **_msgpack_readers(folder / "msgpack"),
+        }
         for read in readers.values():
             _timed(read, keys)
-        best = {label: min(_timed(read, keys) for _ in range(rounds)) for label, read in readers.items()}
+        times = [{label: _timed(read, keys) for label, read in readers.items()} for _ in range(rounds)]
+    best = {label: min(seconds[label] for seconds in times) for label in readers}
     best["ours, first read, checksum verified"] = first
     return [
         {"layout": label, "items_per_second": images / seconds, "ours_over_it": seconds / best["ours"]}
@@ -47,6 +53,10 @@ def _timed(read: Callable[[str], object], keys: list[str]) -> float:
     for key in keys:
         read(key)
     return time.process_time() - started
+
+
+def _copied(regions: Regions) -> object:
+    return np.array(regions.features_RF), location_features(regions.boxes_R4, regions.width, regions.height)
 
 
 def _write_ours(folder: Path, everything: dict[str, Regions]) -> None:
