@@ -37,6 +37,7 @@ def test_every_recipe_loads_and_names_an_existing_deepspeed_file(recipe: Path, m
     config = load_config(recipe)
     assert sum(corpus.per_step for corpus in config.data.corpora) > 0
     assert deepspeed_config(config.training)["zero_optimization"]["stage"] == 3
+    assert parse_config(yaml.safe_load(dump_config(config)), "dumped") == config
 
 
 def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:
@@ -72,6 +73,17 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:
         ("objectives.masking.token_rate=15", "objectives.masking.token_rate = 15: Input should be less than or equal to 1"),
         ("objectives.cmcl.temperature=0.6", "objectives.cmcl.temperature = 0.6"),
         ("training=null", "training = None"),
+        ("training=5", "training = 5"),
+        ("training.steps=1.5", "training.steps = 1.5"),
+        ("training.learning_rate=.inf", "training.learning_rate = inf: Input should be a finite number"),
+        ("training.learning_rate=.nan", "training.learning_rate = nan"),
+        ("objectives.mlm=.inf", "objectives.mlm = inf: Input should be a finite number"),
+        ("training.epsilon=0", "training.epsilon = 0: Input should be greater than 0"),
+        ("training.betas=[0.9, 1]", "training.betas.1 = 1: Input should be less than 1"),
+        ("evaluation.everyy=1", "unknown key evaluation.everyy = 1; did you mean 'every'?"),
+        ("modle.size=tiny", "unknown key modle = {'size': 'tiny'}; did you mean 'model'?"),
+        ("data.corpora.2.per_step=1", "no entry '2'; there are texts, images"),
+        ("data.max_text_tokens=7", "data.max_text_tokens = 7: Input should be greater than or equal to 8"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, override: str, message: str) -> None:
@@ -116,8 +128,24 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, message: 
         load_config(tmp_path / "nowhere.yaml")
 
 
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"folder: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: is not UTF-8 \(byte 11: "):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [("tiny", (128, 3, 4)), ("small", (256, 4, 4)), ("base", (768, 12, 12)), ("large", (1024, 24, 16))],
+)
+def test_a_size_has_its_shape(size: str, shape: tuple[int, int, int]) -> None:
+    section = ModelSection.model_validate({"size": size})
+    assert (section.hidden_size, section.layers, section.heads) == shape
+
+
 def test_a_size_fills_what_is_not_given() -> None:
-    assert ModelSection.model_validate({"size": "large"}).layers == 24
+    assert ModelSection() == ModelSection.model_validate({"size": "base"})
     mixed = ModelSection.model_validate({"size": "small", "layers": 2})
     assert (mixed.hidden_size, mixed.layers, mixed.heads) == (256, 2, 4)
 
@@ -133,3 +161,20 @@ def test_parse_names_its_source() -> None:
     with pytest.raises(ConfigError, match="somewhere: folder is missing"):
         parse_config({}, "somewhere")
     assert set(RunConfig.model_fields) >= {"folder", "model", "data", "objectives", "training", "evaluation"}
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-4", 1e-4), ("5E-5", 5e-5), ("0.001", 1e-3)])
+def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path, written: str, value: float) -> None:
+    """YAML takes `1e-4`, without a point, for a text."""
+    assert load_config(write(tmp_path), [f"training.learning_rate={written}"]).training.learning_rate == value
+
+
+def test_a_later_override_wins_and_opens_sections_that_the_file_has_not(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), ["objectives.cmcl.weight=3", "objectives.cmcl.weight=0", "model.size=tiny"])
+    assert config.objectives.cmcl.weight == 0 and config.model.layers == 3 and config.training.steps == 10
+
+
+@pytest.mark.parametrize(("mrfr", "mrc", "hidden"), [(0, 0, False), (1, 0, True), (0, 0.5, True)])
+def test_regions_are_hidden_if_any_objective_asks_for_it(tmp_path: Path, mrfr: float, mrc: float, hidden: bool) -> None:
+    config = load_config(write(tmp_path), [f"objectives.mrfr={mrfr}", f"objectives.mrc={mrc}"])
+    assert config.objectives.regions is hidden

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unimo_ds.config import MaskingSection
 from unimo_ds.data.masking import choose_spans
+from unimo_ds.errors import DataError
 from unimo_ds.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [
@@ -96,3 +99,36 @@ def test_another_vocabulary_or_other_merges_have_another_fingerprint(tokenizer: 
     with (tmp_path / "merges.txt").open("a") as merges:
         merges.write("a b\n")
     assert Tokenizer(tmp_path).fingerprint != tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (b'{"<s>": 0,', r"vocab\.json: is not valid JSON .*copy it again"),
+        (b'{"caf\xe9": 0}', r"vocab\.json: is not valid JSON .*can't decode byte 0xe9"),
+        (b"[]", r"vocab\.json: holds list, expected an object"),
+        (b'{"<s>": 0, "<pad>": 2, "</s>": 1, "<unk>": 3, "<mask>": 4}', r"ids \{'<pad>': 2, '</s>': 1\}, expected"),
+        (b'{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5}', r"ids \{'<mask>': 4\}, expected"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_used_is_named(tmp_path: Path, vocabulary: bytes, message: str) -> None:
+    (tmp_path / "vocab.json").write_bytes(vocabulary)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(DataError, match=message):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["vocab.json", "merges.txt"])
+def test_the_file_that_is_missing_is_named_with_what_to_do(tokenizer: Tokenizer, tmp_path: Path, lost: str) -> None:
+    for name in {"vocab.json", "merges.txt"} - {lost}:
+        (tmp_path / name).write_bytes((tokenizer.folder / name).read_bytes())
+    with pytest.raises(DataError, match=f"no {lost}: not a tokenizer folder.*train-tokenizer"):
+        Tokenizer(tmp_path)
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_any_text_comes_back_from_its_ids(tokenizer: Tokenizer, text: str) -> None:
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer._fast.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert all(4 <= index < tokenizer.mask for index in ids), "no special id, whatever stands in the text"

@@ -18,13 +18,14 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
     """A part of the configuration; a key that is not in it is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 # base and large: spec 2.2. The small sizes start near one over the root of their width: with 0.02 the attention of a narrow
@@ -166,8 +167,8 @@ class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5  # spec 6
     warmup_steps: Count = 0
     weight_decay: Weight = 0.01  # ours (spec 11.25)
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = 1e-6
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-6
     gradient_clipping: Weight = 1.0  # global norm; 0: none
     precision: Literal["fp32", "bf16"] = "bf16"
     activation_checkpointing: bool = False
@@ -230,6 +231,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(content, dict):

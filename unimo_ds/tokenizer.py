@@ -30,7 +30,7 @@ class Tokenizer:
         folder: holds `vocab.json` and `merges.txt`.
 
     Raises:
-        DataError: a file is missing, or the special tokens do not have RoBERTa's ids.
+        DataError: a file is missing or damaged, or the special tokens do not have RoBERTa's ids.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class Tokenizer:
                 f"{self.folder}: no {' and no '.join(missing)}: not a tokenizer folder. Copy vocab.json and merges.txt of "
                 f"roberta-base there, or train one: `unimo-ds train-tokenizer TEXT... --out {self.folder}`."
             )
-        vocabulary = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary = _read_vocabulary(self.folder / "vocab.json")
         self.size = len(vocabulary)
         expected = {token: index for index, token in enumerate(_SPECIAL)} | {_MASK_TOKEN: self.size - 1}
         wrong = {token: vocabulary.get(token) for token, index in expected.items() if vocabulary.get(token) != index}
@@ -86,6 +86,16 @@ class Tokenizer:
         for name in _FILES:
             digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # errors of JSON and of Unicode
+        raise DataError(f"{path}: is not valid JSON ({error}); copy it again") from error
+    if not isinstance(vocabulary, dict):
+        raise DataError(f"{path}: holds {type(vocabulary).__name__}, expected an object of tokens and their ids")
+    return vocabulary
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, folder: Path) -> None:

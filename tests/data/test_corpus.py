@@ -256,3 +256,24 @@ def test_many_records_are_counted_and_the_first_five_are_told(
     told = capsys.readouterr().err
     assert corpus.manifest["rejected"] == 40 and len(corpus.manifest["rejected_first"]) == 5
     assert "40 records left out, 1 used" in told and f"{path}:6:" in told and f"{path}:7:" not in told and "and 35 more" in told
+
+
+def test_an_image_is_one_group_in_all_corpora_of_its_store(inputs: Path, tmp_path: Path) -> None:
+    """Two captions files of one set of images: else a caption of the image itself would be its hard negative."""
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "a cup", "image": name}) for name in ("0001.jpg", "0002.jpg")))
+    shutil.copytree(inputs / "regions", tmp_path / "elsewhere")
+    section = pairs(inputs, path)
+    first = prepared(inputs, tmp_path / "out", **section)
+    second = prepared(inputs, tmp_path / "out", **{**section, "name": "second"})
+    elsewhere = prepared(inputs, tmp_path / "out", **{**section, "name": "third", "regions": tmp_path / "elsewhere"})
+    assert [first.image_group(n) for n in (0, 1)] == [second.image_group(n) for n in (0, 1)]
+    assert len({corpus.image_group(n) for corpus in (first, elsewhere) for n in (0, 1)}) == 4
+    assert all(0 <= first.image_group(n) < 2**63 for n in (0, 1)), "fits int64"
+
+
+def test_half_a_surrogate_pair_costs_its_record_and_not_the_corpus(inputs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"text": "a \\ud800 cup", "image": "0001.jpg"}\n{"text": "a cup", "image": "0001.jpg"}')
+    corpus = prepared(inputs, tmp_path / "out", **pairs(inputs, path))
+    assert len(corpus) == 1 and f"{path}:1: " in corpus.manifest["rejected_first"][0]

@@ -168,6 +168,16 @@ def test_an_objective_that_is_off_has_no_targets(inputs: Path, override: str, co
     assert sum(getattr(batch.counts(), count) for step in range(4) for batch in on[step].batches) > 0
 
 
+def test_a_text_too_short_to_lose_a_fragment_has_words_masked(inputs: Path, tmp_path: Path) -> None:
+    """Else half of the short texts would be drawn and give nothing."""
+    (tmp_path / "short.txt").write_text("\n\n".join(["a"] * 6))
+    texts_alone = ["data.corpora.pairs.per_step=0", "data.corpora.images.per_step=0"]
+    data = data_of(config_of(inputs, f"data.corpora.texts.path={tmp_path / 'short.txt'}", *texts_alone))
+    for step in range(6):
+        (batch,) = data[step].batches
+        assert batch.sequences == 3 and batch.counts().mlm == 3 and batch.counts().seq2seq == 0
+
+
 def test_regions_are_hidden_unless_both_objectives_are_off(inputs: Path) -> None:
     off = data_of(config_of(inputs, "objectives.mrfr=0", "objectives.mrc=0"))
     assert sum(batch.counts().regions for step in range(4) for batch in off[step].batches) == 0

@@ -33,6 +33,10 @@ def test_json_lines_of_pairs_and_of_texts(tmp_path: Path) -> None:
         (b'{"text": "   ", "image": "1.jpg"}', "'text' is '   ', expected a text"),
         (b'{"text": "a", "image": 5}', "'image' is 5, expected a text"),
         (b'{"text": "a", "image": ""}', "'image' is '', expected a text"),
+        (b'{"text": "half a \\ud800 pair", "image": "1.jpg"}', "surrogates not allowed"),
+        (b'{"text": "a", "image": "\\ud800.jpg"}', "surrogates not allowed"),
+        pytest.param(b"[" * 100_000, "maximum recursion depth exceeded", id="deeply nested"),
+        pytest.param(b'{"n": ' + b"9" * 5000 + b"}", "Exceeds the limit", id="absurd number"),
         (b'{"text": "caf\xe9", "image": "1.jpg"}', "'utf-8' codec can't decode byte 0xe9 in position 13"),
     ],
 )
@@ -83,7 +87,12 @@ def test_a_file_in_utf_16_has_no_usable_record(tmp_path: Path, file_format: str)
 
 
 def coco(annotations: object, images: object = None) -> bytes:
-    known = [{"id": 1, "file_name": "1.jpg"}, {"id": "two", "file_name": "2.jpg"}, {"id": 3, "file_name": None}]
+    known = [
+        {"id": 1, "file_name": "1.jpg"},
+        {"id": "two", "file_name": "2.jpg"},
+        {"id": 3, "file_name": None},
+        {"id": 4, "file_name": "\udc00"},
+    ]
     return json.dumps({"images": known if images is None else images, "annotations": annotations}).encode()
 
 
@@ -104,6 +113,8 @@ def test_coco_captions(tmp_path: Path) -> None:
         ({"image_id": 3, "caption": "a"}, "image_id 3 is not among the images"),
         ("a caption", "expected an object, found str"),
         (None, "expected an object, found NoneType"),
+        ({"image_id": 1, "caption": "half a \ud800 pair"}, "surrogates not allowed"),
+        ({"image_id": 4, "caption": "a"}, "surrogates not allowed"),
     ],
 )
 def test_a_broken_annotation_costs_itself_and_is_named(tmp_path: Path, annotation: object, reason: str) -> None:
@@ -125,6 +136,8 @@ def test_a_broken_annotation_costs_itself_and_is_named(tmp_path: Path, annotatio
         (b'{"images": [{"id": 1}], "annotations": []}', "not COCO captions.*file_name"),
         (b'{"images": [], "annotations": 5}', "not COCO captions"),
         (b'{"images": [{"id": [], "file_name": "a"}], "annotations": []}', "not COCO captions"),
+        pytest.param(b"[" * 100_000, "not COCO captions.*RecursionError", id="deeply nested"),
+        pytest.param(b'{"images": ' + b"9" * 5000 + b"}", "not COCO captions.*Exceeds the limit", id="absurd number"),
         (b'{"images": "caf\xe9"}', r"a\.json: is not UTF-8 \(byte 15: "),
     ],
 )
@@ -144,3 +157,8 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, file_format: str)
         list(read_records(tmp_path / "nowhere.x", file_format, True, print))
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         list(read_records(tmp_path, file_format, True, print))
+
+
+def test_a_coco_file_with_a_byte_order_mark_is_read_like_others(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + coco([{"image_id": 1, "caption": "a cup"}])
+    assert read(tmp_path / "a.json", content, "coco_captions", pairs=True) == ([Record("a cup", "1.jpg")], [])

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -215,6 +216,19 @@ def test_damage_anywhere_in_the_file_gives_a_named_error_or_the_right_regions(tm
         if child == 0:
             os._exit(reads_right_or_refuses(tmp_path, written))
         assert os.waitpid(child, 0)[1] == 0, f"byte {place}"
+
+
+def test_a_page_that_lmdb_refuses_is_damage_of_the_images_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Corrupted:
+        def get(self, name: bytes) -> bytes:
+            raise lmdb.CorruptedError("a page of no kind")
+
+    write(tmp_path)
+    finish_store(tmp_path)
+    store = RegionStore(tmp_path)
+    monkeypatch.setattr(store, "_open", lambda: [Corrupted()])
+    with pytest.raises(DamagedRecordError, match=r"image '0/1\.jpg': a page of no kind. Extract this store again"):
+        store.get("0/1.jpg")
 
 
 def reads_right_or_refuses(folder: Path, written: dict[str, Regions]) -> int:

@@ -73,8 +73,11 @@ class Corpus:
         return self._key(int(self._images[index]))
 
     def image_group(self, index: int) -> int:
-        """A number that samples of one image share and others do not: positives of the similarity matrix."""
-        return xxhash.xxh3_64_intdigest(f"{self.name}/{self.image_key(index)}".encode()) >> 1
+        """A number that samples of one image share, whichever corpora they are from: positives of the similarity matrix.
+
+        An image is known by its store, as the configuration names it (the same on all ranks), and its key there.
+        """
+        return xxhash.xxh3_64_intdigest(f"{self.section.regions}/{self.image_key(index)}".encode()) >> 1
 
     def _key(self, image: int) -> str:
         return bytes(self._key_bytes[self._key_offsets[image] : self._key_offsets[image + 1]]).decode()

@@ -45,13 +45,14 @@ def read_records(path: Path, file_format: str, pairs: bool, reject: Reject) -> I
 
 def _coco_captions(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
     """COCO captions JSON: `images` with id and file_name, `annotations` with image_id and caption."""
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         files = {image["id"]: image["file_name"] for image in content["images"]}
         annotations = list(content["annotations"])
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno})") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # the last two: absurd numbers, absurd nesting
         raise DataError(f"{path}: not COCO captions: needs images[id, file_name] and annotations ({error!r})") from error
     for number, annotation in enumerate(annotations):
         try:
@@ -69,6 +70,7 @@ def _coco_record(annotation: Any, files: dict[Any, Any]) -> Record:
     image = files.get(number) if isinstance(number, int | str) else None
     if not isinstance(image, str):
         raise ValueError(f"image_id {number!r} is not among the images of this file")
+    _check_encodable(caption, image)
     return Record(caption.strip(), image)
 
 
@@ -80,7 +82,7 @@ def _json_lines(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
                 continue
             try:
                 yield _record_of(json.loads(line.decode("utf-8-sig").strip()), pairs)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
+            except (ValueError, RecursionError) as error:  # errors of JSON and of Unicode are ValueErrors
                 reject(f"{path}:{number}: {error}: {line.strip()[:60].decode(errors='replace')!r}")
 
 
@@ -90,7 +92,14 @@ def _record_of(content: Any, pairs: bool) -> Record:
     for key in ("text", "image") if pairs else ("text",):
         if not isinstance(content.get(key), str) or not content[key].strip():
             raise ValueError(f"{key!r} is {content.get(key)!r}, expected a text")
+        _check_encodable(content[key])
     return Record(content["text"].strip(), content["image"] if pairs else None)
+
+
+def _check_encodable(*texts: str) -> None:
+    """JSON can spell half of a surrogate pair, which is no character: neither a tokenizer nor a store takes it."""
+    for text in texts:
+        text.encode()  # UnicodeEncodeError is a ValueError
 
 
 def _plain_text(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
