@@ -119,3 +119,36 @@ def test_progress_says_count_rate_and_time_left(capsys: pytest.CaptureFixture[st
         assert "reading: 50/200 images, 5.0 images/s, 0:10 so far, 0:30 left" in progress.line()
         progress.advance(150)
     assert "200/200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_recall_is_what_sorting_by_hand_gives(most: int) -> None:
+    rng = np.random.default_rng(most)
+    for _ in range(50):
+        similarity, right = rng.random((6, 5)), rng.random((6, 5)) < 0.3
+        right[~right.any(axis=1), 0] = True
+        best = np.argsort(-similarity, axis=1)[:, :most]
+        expected = np.mean([right[query, best[query]].any() for query in range(6)])
+        assert recall_at(similarity, right, most) == pytest.approx(expected)
+
+
+def test_a_tie_with_a_wrong_candidate_counts_against_and_one_with_a_right_one_does_not() -> None:
+    similarity = np.array([[0.5, 0.5, 0.1]])
+    assert recall_at(similarity, np.array([[True, False, False]]), 1) == 0.0
+    assert recall_at(similarity, np.array([[True, False, False]]), 2) == 1.0
+    assert recall_at(similarity, np.array([[True, True, False]]), 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("right", "most", "chance"),
+    [
+        ([[1, 0, 0, 0]], 1, 0.25),
+        ([[1, 0, 0, 0]], 3, 0.75),
+        ([[1, 1, 0, 0]], 2, 1 - 2 / 4 * 1 / 3),
+        ([[1, 0, 0, 0], [1, 1, 0, 0]], 1, (0.25 + 0.5) / 2),
+        ([[1, 1, 1, 0]], 2, 1.0),
+        ([[1, 0, 0, 0]], 9, 1.0),
+    ],
+)
+def test_chance_by_hand(right: list[list[int]], most: int, chance: float) -> None:
+    assert chance_of_recall(np.array(right, bool), most) == pytest.approx(chance)

@@ -1,5 +1,8 @@
 """Progress for a log file and for one rank alone."""
 
+import io
+import sys
+
 import pytest
 
 from unimo_ds.progress import Progress, track
@@ -37,3 +40,47 @@ def test_a_failure_is_not_reported_as_an_end(capsys: pytest.CaptureFixture[str])
 def test_tracked_items_are_counted_as_they_are_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(iter("abc"), "reading", unit="letters")) == ["a", "b", "c"]
     assert capsys.readouterr().err.startswith("reading: 3 letters, ")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_is_rewritten_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with Progress("reading", 3, "files") as progress:
+        for _ in range(3):
+            progress._last -= 1
+            progress.advance()
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("\r\033[K") == 4 and shown.count("\n") == 1 and shown.endswith("\n")
+    assert [f"{number}/3 files" in part for number, part in zip((1, 2, 3, 3), shown.split("\r")[1:], strict=True)] == [True] * 4
+
+
+def test_on_a_terminal_a_failure_leaves_the_line_and_starts_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error message must not be written behind the numbers."""
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with pytest.raises(RuntimeError), Progress("reading", 3) as progress:
+        progress._last -= 1
+        progress.advance()
+        raise RuntimeError
+    assert sys.stderr.getvalue().count("\n") == 1 and sys.stderr.getvalue().endswith("\n")  # type: ignore[attr-defined]
+
+
+def test_lines_come_no_more_often_than_every_five_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("unimo_ds.progress.time.monotonic", lambda: float(next(clock)) / 2)  # half a second a look
+    assert len(list(track(range(60), "reading", 60))) == 60
+    assert 4 <= capsys.readouterr().err.count("\n") <= 8
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "left"), [(0, 10, False), (1, 10, True), (9, 10, True), (10, 10, False), (11, 10, False)]
+)
+def test_time_left_is_told_while_there_is_some(done: int, total: int, left: bool) -> None:
+    progress = Progress("reading", total)
+    progress.advance(done)
+    assert ("left" in progress.line()) == left

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import random_regions
 from unimo_ds.regions import intersection_over_union, location_features
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -38,3 +39,22 @@ def test_location_is_corners_and_area_relative_to_the_image(boxes: list[tuple[in
 def test_the_whole_image_has_the_location_of_the_image_row() -> None:
     """[IMG] is `[0, 0, 1, 1, 1]` (spec 1.5)."""
     np.testing.assert_array_equal(location_features(np.array([[0, 0, 640, 480]]), 640, 480), [[0, 0, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4"])
+def test_boxes_of_any_number_type_give_float32(dtype: str) -> None:
+    boxes = np.array([[0, 0, 10, 20], [5, 0, 15, 20]], dtype)
+    assert location_features(boxes, 20, 40).dtype == intersection_over_union(boxes).dtype == np.float32
+    assert intersection_over_union(boxes)[0, 1] == pytest.approx(1 / 3)
+    np.testing.assert_allclose(location_features(boxes, 20, 40)[1], [0.25, 0, 0.75, 0.5, 0.25])
+
+
+def test_no_box_has_no_overlap_and_no_location() -> None:
+    assert intersection_over_union(np.zeros((0, 4))).shape == (0, 0) and location_features(np.zeros((0, 4)), 3, 4).shape == (
+        0,
+        5,
+    )
+
+
+def test_regions_are_counted_by_their_boxes() -> None:
+    assert [len(random_regions(np.random.default_rng(0), count)) for count in (0, 1, 7)] == [0, 1, 7]

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("what", choices=["training", "regions", "all"])
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=["tiny", "small", "base", "large"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--against", nargs="+", default=training.AGAINST, choices=training.AGAINST)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     given = parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> None:
     if given.what in ("training", "all"):
         for size in given.sizes:
             for precision in given.precisions:
-                steps = training.measure(size, precision, given.rounds)
+                steps = training.measure(size, precision, given.rounds, given.against)
                 print(training.table(steps) + "\n", flush=True)
                 rows += steps
     if given.out is not None:

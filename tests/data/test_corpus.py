@@ -277,3 +277,55 @@ def test_half_a_surrogate_pair_costs_its_record_and_not_the_corpus(inputs: Path,
     path.write_text('{"text": "a \\ud800 cup", "image": "0001.jpg"}\n{"text": "a cup", "image": "0001.jpg"}')
     corpus = prepared(inputs, tmp_path / "out", **pairs(inputs, path))
     assert len(corpus) == 1 and f"{path}:1: " in corpus.manifest["rejected_first"][0]
+
+
+@pytest.mark.parametrize(("size", "narrow"), [(1 << 16, True), ((1 << 16) + 1, False)])
+def test_ids_of_a_vocabulary_beyond_16_bits_are_kept_wide(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, narrow: bool
+) -> None:
+    ids = [4, size - 2, 77]
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, texts: [ids for _ in texts])
+    tokenizer = Tokenizer(inputs / "tokenizer")
+    tokenizer.size = size
+    path = tmp_path / "texts.txt"
+    path.write_text("any text")
+    section = CorpusSection(name="texts", kind="texts", format="plain_text", path=path)
+    data = DataSection(corpora=[section], tokenizer=inputs / "tokenizer", prepared=tmp_path / "out")
+    corpus = Corpus(prepare_corpus(section, data, tokenizer, show=False), section)
+    assert corpus.manifest["narrow"] is narrow and corpus.tokens(0).tolist() == ids
+
+
+@pytest.mark.parametrize(("words", "pieces"), [(30, [30]), (31, [16, 15]), (60, [30, 30]), (61, [21, 21, 19]), (1, [1])])
+def test_pieces_of_a_long_text(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: int, pieces: list[int]
+) -> None:
+    """Of at most 30 ids, 32 with [CLS] and [SEP]; in equal parts, where plain cutting would leave a tiny rest."""
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, texts: [list(range(4, 4 + len(text.split()))) for text in texts])
+    path = tmp_path / "texts.txt"
+    path.write_text("word " * words)
+    corpus = prepared(inputs, tmp_path / "out", kind="texts", format="plain_text", path=path)
+    assert [corpus.token_count(index) for index in range(len(corpus))] == pieces
+    assert np.concatenate([corpus.tokens(index) for index in range(len(corpus))]).tolist() == list(range(4, 4 + words))
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "max_text_tokens", "name", "format"])
+def test_whatever_decides_the_arrays_makes_a_new_folder(inputs: Path, tmp_path: Path, change: str) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text('{"text": "The cup was red."}\n')
+    shutil.copytree(inputs / "tokenizer", tmp_path / "tokenizer")
+
+    def folder(tokenizer: Path = inputs / "tokenizer", longest: int = 32, name: str = "a", form: str = "json_lines") -> Path:
+        section = CorpusSection.model_validate({"name": name, "kind": "texts", "format": form, "path": path})
+        data = DataSection(corpora=[section], tokenizer=tokenizer, prepared=tmp_path / "out", max_text_tokens=longest)
+        return prepare_corpus(section, data, Tokenizer(tokenizer), show=False)
+
+    merges = tmp_path / "tokenizer/merges.txt"
+    merges.write_text("\n".join(merges.read_text().splitlines()[:-1]))
+    before = folder()
+    changed = {
+        "tokenizer": {"tokenizer": tmp_path / "tokenizer"},
+        "max_text_tokens": {"longest": 33},
+        "name": {"name": "b"},
+        "format": {"form": "plain_text"},
+    }[change]
+    assert folder(**changed) != before and folder() == before  # type: ignore[arg-type]

@@ -124,7 +124,9 @@ def test_a_damaged_image_costs_its_samples_and_nothing_else(inputs: Path, tmp_pa
             if corpora[draw.corpus].section.kind != "texts" and corpora[draw.corpus].image_key(draw.index) == key
         ]
         assert len(after.problems) == len(hurt)
-        assert all("left out of this step" in problem and key in problem for problem in after.problems)
+        named = [f"corpus {corpora[draw.corpus].name}, sample {draw.index} left out of this step: " for draw in hurt]
+        assert all(problem.startswith(name) for problem, name in zip(sorted(after.problems), sorted(named), strict=True))
+        assert all(f"{tmp_path / 'regions'}: image {key!r}: the checksum" in problem for problem in after.problems)
         lost = everything([before]) - everything([after])
         assert bool(lost) == bool(hurt) and not everything([after]) - everything([before])
         problems += len(hurt)
@@ -198,3 +200,74 @@ def test_nothing_that_cmcl_sees_is_masked(inputs: Path) -> None:
             for a, b in zip(batch.cu_seqlens_S1.tolist(), batch.cu_seqlens_S1.tolist()[1:], strict=False):
                 if a in starts:
                     assert not (ids[a:b] == mask).any() and not hidden[a:b].any()
+
+
+SETTINGS = {
+    "everything": [],
+    "many hard negatives": ["objectives.cmcl.hard_negatives=9"],
+    "no contrast": ["objectives.cmcl.weight=0"],
+    "contrast alone": [f"objectives.{name}=0" for name in ("mlm", "seq2seq", "mrfr", "mrc")],
+    "generation alone": [f"objectives.{name}=0" for name in ("mlm", "mrfr", "mrc", "cmcl.weight")],
+    "few regions": ["data.max_regions=3"],
+    "many short fragments": ["objectives.masking.fragment_shortest=1", "objectives.masking.fragment_longest=2"],
+}
+
+
+@pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
+def test_no_sample_is_longer_than_planned(inputs: Path, overrides: list[str]) -> None:
+    """One by one, where another sample's slack hides nothing; and the plan is no wild guess."""
+    config = config_of(inputs, *overrides)
+    corpora = prepare_corpora(config.data, config.data.corpora, show=False)
+    planner = Planner(corpora, config.objectives, config.data.max_regions, config.seed)
+    mixture = Mixture(tuple(c.section.per_step for c in corpora), tuple(map(len, corpora)))
+    data, reached = data_of(config), 0
+    for step in range(15):
+        for item in planner.items(order(config.seed, mixture, step)):
+            packed = data._pack([item], []).positions
+            assert packed <= item.positions
+            reached += packed == item.positions
+    assert reached > 0
+
+
+def test_with_contrast_alone_texts_and_single_images_give_nothing(inputs: Path) -> None:
+    data = data_of(config_of(inputs, *SETTINGS["contrast alone"], "objectives.cmcl.hard_negatives=0"))
+    for step in range(3):
+        (batch,) = data[step].batches
+        assert (batch.sequences, batch.counts().pairs) == (3 * 6, 6)
+        assert batch.counts().mlm == batch.counts().seq2seq == batch.counts().regions == 0
+
+
+def test_a_rank_without_a_sample_has_an_empty_batch(inputs: Path) -> None:
+    config = config_of(
+        inputs, "data.corpora.pairs.per_step=1", "data.corpora.texts.per_step=0", "data.corpora.images.per_step=0"
+    )
+    ranks = [data_of(config, rank, 3)[0] for rank in range(3)]
+    assert sorted(len(data.draws) for data in ranks) == [0, 0, 1]
+    assert [len(data.batches) for data in ranks] == [1, 1, 1] and sorted(d.batches[0].positions > 0 for d in ranks) == [0, 0, 1]
+
+
+def test_two_corpora_of_one_store_never_lend_an_image_its_own_captions(inputs: Path) -> None:
+    """As when COCO's captions and another file's describe the same photographs."""
+    config = config_of(inputs, "objectives.cmcl.hard_negatives=20", "data.corpora.pairs.per_step=20")
+    pairs = config.data.corpora[0]
+    sections = [pairs, pairs.model_copy(update={"name": "again"})]
+    corpora = prepare_corpora(config.data, sections, show=False)
+    planner = Planner(corpora, config.objectives, 36, 1)
+    same = 0
+    for step in range(4):
+        draws = order(1, Mixture((20, 20), (len(corpora[0]), len(corpora[1]))), step)
+        images = {draw: corpora[draw.corpus].image_key(draw.index) for draw in draws}
+        same += sum(images[a] == images[b] and a.corpus < b.corpus for a in draws for b in draws)
+        for item in planner.items(draws):
+            assert len(item.negatives) == 20 and images[item.draw] not in {images[other] for other in item.negatives}
+    assert same > 0, "the case occurred"
+
+
+def test_damage_found_by_a_worker_process_is_told_by_the_run(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs / "regions", tmp_path / "regions")
+    config = config_of(inputs, *[f"data.corpora.{name}.regions={tmp_path / 'regions'}" for name in ("pairs", "images")])
+    corpora = prepare_corpora(config.data, config.data.corpora, show=False)
+    assert corpora[0].store is not None
+    flip_a_byte(tmp_path / "regions/shard-00000/data.mdb", corpora[0].store.get("0003.jpg").features_RF.tobytes()[:80])
+    straight, prepared = ([step.problems for step in load_steps(data_of(config), 0, 8, workers, 2)] for workers in (0, 2))
+    assert straight == prepared and any(straight)

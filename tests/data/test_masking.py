@@ -1,8 +1,12 @@
 """What is hidden: rates, whole words, fragments, overlapping regions."""
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unimo_ds.config import MaskingSection
 from unimo_ds.data.masking import choose_fragments, choose_regions, choose_spans, corrupt
@@ -171,3 +175,57 @@ def test_no_box_at_all_and_all_boxes_equal() -> None:
     boxes = np.tile(np.array([[1.0, 1.0, 5.0, 5.0]]), (9, 1))
     hidden = choose_regions(intersection_over_union(boxes), MASKING, np.random.default_rng(0))
     assert hidden.sum() == 8
+
+
+@settings(deadline=None, derandomize=True, max_examples=120)
+@given(st.integers(0, 300), st.integers(1, 8), st.integers(0, 30), st.floats(0.05, 0.9), st.integers(0, 2**32))
+def test_fragments_keep_their_promises_for_any_setting(count: int, shortest: int, more: int, rate: float, seed: int) -> None:
+    """The plan of a step relies on `most_fragments`: one more would be over the budget."""
+    masking = MaskingSection(fragment_rate=rate, fragment_shortest=shortest, fragment_longest=shortest + more)
+    fragments = choose_fragments(count, masking, np.random.default_rng(seed))
+    assert len(fragments) <= most_fragments(count, masking)
+    assert all(shortest <= end - start <= shortest + more for start, end in fragments)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(fragments)) and all(0 <= a < b <= count for a, b in fragments)
+    assert sum(end - start for start, end in fragments) <= max(shortest, round(rate * count))
+    assert bool(fragments) == (count > shortest)
+
+
+@settings(deadline=None, derandomize=True, max_examples=120)
+@given(st.lists(st.booleans(), max_size=80), st.floats(0, 1), st.integers(1, 12), st.integers(0, 2**32))
+def test_spans_are_whole_words_whatever_the_text(starts: list[bool], rate: float, longest: int, seed: int) -> None:
+    masking = MaskingSection(token_rate=rate, span_longest=longest)
+    chosen = choose_spans(np.array(starts, bool), masking, np.random.default_rng(seed))
+    words = np.cumsum([first or not number for number, first in enumerate(starts)])
+    assert all(len(set(chosen[words == word])) == 1 for word in set(words.tolist()))
+    assert chosen.sum() >= min(len(starts), max(1, round(rate * len(starts))))
+
+
+def test_words_of_several_tokens_are_hidden_at_15_percent_too() -> None:
+    """English has about 1.3 tokens a word; the last word of a span may bring a token too many."""
+    shares, words = [], []
+    for rng in rngs(60):
+        starts = rng.random(400) < 1 / 1.3
+        chosen = choose_spans(starts, MASKING, rng)
+        shares.append(chosen.mean())
+        words.append(chosen[starts].mean())
+    assert np.mean(shares) == pytest.approx(0.15, abs=0.005) and np.mean(words) == pytest.approx(0.15, abs=0.01)
+
+
+def test_every_word_is_hidden_about_equally_often() -> None:
+    """Those at the very start are fewer: spans begin at a word and run to the right."""
+    hidden = np.mean([choose_spans(np.ones(60, bool), MASKING, rng) for rng in rngs(1500)], axis=0)
+    assert hidden[10:].min() > 0.12 and hidden[10:].max() < 0.21 and hidden[0] > 0.02
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 36])
+def test_regions_that_do_not_overlap_are_hidden_in_exactly_the_number_asked(count: int, rate: float) -> None:
+    hidden = choose_regions(np.eye(count), MaskingSection(region_rate=rate), np.random.default_rng(count))
+    asked = max(1, round(rate * count))
+    assert hidden.sum() == (asked if count == 1 else min(asked, count - 1))
+
+
+def test_a_fragment_leaves_something_to_start_from() -> None:
+    greedy = MaskingSection(fragment_rate=1.0)
+    for rng in rngs(20):
+        assert [end - start for start, end in choose_fragments(5, greedy, rng)] == [4]

@@ -1,5 +1,7 @@
 """Data order as a pure function of the step."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,17 @@ from unimo_ds.data.order import Draw, Mixture, assign, generator, order, permute
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 KNOWN = [(0, 15, 2), (0, 16, 9), (0, 17, 5), (1, 10, 3), (1, 11, 5)]
 KNOWN_NUMBER = 87839890
+KNOWN_STARTS = {  # of permutations with key 12345, at sizes where the number of bits changes
+    1: [0],
+    2: [0, 1],
+    4: [0, 1, 3, 2],
+    5: [1, 4, 0, 3, 2],
+    16: [11, 13, 7, 14, 2, 3],
+    17: [10, 1, 3, 7, 6, 13],
+    64: [51, 23, 31, 7, 47, 58],
+    65: [10, 40, 49, 26, 11, 7],
+    100000: [14178, 88903, 96436, 41701, 95744, 35245],
+}
 
 
 @quick
@@ -97,3 +110,51 @@ def test_the_order_of_a_known_run_never_changes() -> None:
     found = [(draw.corpus, draw.number, draw.index) for draw in order(1, Mixture((3, 2), (10, 7)), 5)]
     assert found == KNOWN
     assert int(generator(1, Draw(*KNOWN[0]), 1).integers(1 << 30)) == KNOWN_NUMBER
+
+
+@pytest.mark.parametrize("size", KNOWN_STARTS)
+def test_known_permutations_never_change(size: int) -> None:
+    """As above, for every corpus size: an order that changes with a new version breaks the runs of the old one."""
+    assert [permuted(position, size, 12345) for position in range(min(size, 6))] == KNOWN_STARTS[size]
+
+
+def test_large_permutations_stay_inside_and_do_not_collide() -> None:
+    size = 10**9 + 7
+    found = {permuted(position, size, 3) for position in range(0, size, size // 2000)}
+    assert len(found) == 2001 and min(found) >= 0 and max(found) < size
+
+
+@pytest.mark.parametrize(
+    ("costs", "bins", "filled"),
+    [
+        ([1, 1, 2], 2, [[2], [0, 1]]),
+        ([1, 2, 3, 4, 5, 6], 3, [[0, 5], [1, 4], [2, 3]]),
+        ([5, 5, 5], 2, [[0, 2], [1]]),
+        ([7], 3, [[0], [], []]),
+        ([], 2, [[], []]),
+    ],
+)
+def test_the_longest_items_are_placed_first_each_into_the_emptiest_bin(
+    costs: list[int], bins: int, filled: list[list[int]]
+) -> None:
+    assert assign(costs, bins) == filled
+
+
+@quick
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(1, 3))
+def test_assign_is_within_a_third_of_the_best_there_is(costs: list[int], bins: int) -> None:
+    """Graham's bound for longest-first, against all assignments."""
+    best = min(
+        max(sum(cost for cost, bin_ in zip(costs, chosen, strict=True) if bin_ == number) for number in range(bins))
+        for chosen in itertools.product(range(bins), repeat=len(costs))
+    )
+    largest = max(sum(costs[item] for item in items) for items in assign(costs, bins))
+    assert 3 * bins * largest <= (4 * bins - 1) * best
+
+
+@quick
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 9), st.integers(0, 30), st.integers(0, 1000))
+def test_one_corpus_s_order_does_not_depend_on_the_others(count: int, size: int, other: int, step: int, seed: int) -> None:
+    alone = order(seed, Mixture((count, 0), (size, 0)), step)
+    together = order(seed, Mixture((count, other), (size, 3)), step)
+    assert [draw for draw in together if draw.corpus == 0] == alone and len(together) == count + other

@@ -1,5 +1,7 @@
 """Views and the packed stream: layouts, positions, prefixes, labels, and nothing that gives an answer away."""
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -41,7 +43,11 @@ def test_fragments_are_removed_and_generated() -> None:
     assert source[0] == CLS and source[-1] == SEP and rest[0] == CLS and rest[-1] == SEP
     assert sorted([*source, *rest]) == sorted([*TOKENS, *([CLS, SEP] * (1 + (rest == CLS).sum()))])
     assert (text.labels[: text.source_length] == IGNORED).all()
-    assert text.positions[text.source_length] == 2, "each fragment counts its positions anew"
+    starts = [*np.flatnonzero(text.ids == CLS), len(text.ids)]
+    counted = [np.arange(b - a) + 2 for a, b in itertools.pairwise(starts)]
+    assert text.positions.tolist() == np.concatenate(counted).tolist(), "source and fragments count their positions anew"
+    ends = text.ids == SEP
+    assert (text.labels[text.source_length :] == IGNORED).tolist() == ends[text.source_length :].tolist()
     for place in np.flatnonzero(text.labels != IGNORED):
         assert text.labels[place] == text.ids[place + 1]
 
@@ -210,3 +216,60 @@ def test_locations_are_of_the_image_on_disk() -> None:
     x1, y1, x2, y2 = regions.boxes_R4.T
     expected = np.stack([x1 / 200, y1 / 160, x2 / 200, y2 / 160, (y2 - y1) * (x2 - x1) / (200 * 160)], axis=1)
     np.testing.assert_allclose(batch.boxes_R5[batch.region_sources_L[1:]], expected, rtol=1e-5)
+
+
+def test_random_tokens_of_a_masked_text_are_all_words_and_no_special_ids() -> None:
+    tokens = np.full(60_000, 50)
+    text = VIEWS.masked_text(tokens, np.random.default_rng(0))
+    replaced = text.ids[(text.labels != IGNORED) & (text.ids != 50)]
+    assert set(replaced) == set(range(4, VOCABULARY)) - {50}, "every word, and [MASK]"
+
+
+def test_two_sequences_one_after_the_other() -> None:
+    """Everything that names a row counts from the start of the stream, and position ids from the start of the text."""
+    rng = np.random.default_rng(0)
+    packer = Packer(WIDTH, 100)
+    first, second = random_regions(rng, 3), random_regions(rng, 4)
+    packer.add(Sequence(text=VIEWS.generated_text(TOKENS[:2]), causal=True, target=Target.SEQ2SEQ))  # rows 0 to 3
+    for regions, hidden in ((first, [True, False, True]), (second, [False, False, False, True])):
+        image, shown = packer.add_image(regions)
+        packer.add(Sequence(image=image, regions=shown, hidden=np.array(hidden), text=VIEWS.whole_text(TOKENS[:1])))
+    masked = VIEWS.masked_text(TOKENS[:5], rng)
+    packer.add(Sequence(text=masked))
+    batch = packer.build()
+    assert batch.cu_seqlens_S1.tolist() == [0, 4, 11, 19, 26] and batch.prefix_lengths_S.tolist() == [0, 7, 8, 7]
+    assert batch.target_rows_G.tolist() == [5, 7, 15]
+    expected = np.concatenate([first.features_RF[[0, 2]], second.features_RF[[3]]])
+    np.testing.assert_array_equal(batch.features_RF[batch.target_sources_G], expected)
+    ids = np.concatenate([first.class_ids_RK[[0, 2]], second.class_ids_RK[[3]]])
+    np.testing.assert_array_equal(batch.target_class_ids_GK, ids)
+    assert batch.token_rows_W.tolist() == [*range(4), 8, 9, 10, 16, 17, 18, *range(19, 26)]
+    assert batch.token_positions_W.tolist() == [2, 3, 4, 5, 2, 3, 4, 2, 3, 4, *range(2, 9)]
+    assert batch.language_rows_M.tolist() == [0, 1, 2, *(19 + np.flatnonzero(masked.labels != IGNORED))]
+    assert batch.language_labels_M.tolist() == [*TOKENS[:2], SEP, *masked.labels[masked.labels != IGNORED]]
+    assert batch.language_kinds_M.tolist()[:4] == [Target.SEQ2SEQ] * 3 + [Target.MLM]
+    shown = np.concatenate([first.features_RF, second.features_RF])
+    beside = batch.region_sources_L[[1, 2, 3, 5, 6, 7, 8]]
+    np.testing.assert_array_equal(batch.features_RF[beside], shown)
+    assert batch.region_rows_L.tolist() == [4, 5, 6, 7, 11, 12, 13, 14, 15]
+
+
+def test_soft_labels_are_the_kept_probabilities_made_to_sum_to_one() -> None:
+    regions = random_regions(np.random.default_rng(0), 3)
+    regions.class_probabilities_RK[1] = 0  # all of its mass fell on classes that were not kept
+    packer = Packer(WIDTH, 100)
+    image, shown = packer.add_image(regions)
+    packer.add(Sequence(image=image, regions=shown, hidden=np.array([True, True, False])))
+    batch = packer.build()
+    kept = regions.class_probabilities_RK[0].astype("f4")
+    np.testing.assert_allclose(batch.target_class_probabilities_GK[0], kept / kept.sum(), rtol=1e-5)
+    assert batch.target_class_probabilities_GK.isfinite().all(), "nothing is divided by nothing"
+    assert batch.target_class_probabilities_GK.dtype == torch.float32
+
+
+def test_dtypes_are_those_that_the_batch_promises() -> None:
+    for batch in (random_batch(0, pairs=2, texts=1, images=1), Packer(WIDTH, 100).build()):
+        special = {"cu_seqlens_S1": torch.int32, "prefix_lengths_S": torch.int32, "region_hidden_L": torch.bool}
+        special |= {"features_RF": torch.float16, "boxes_R5": torch.float32, "target_class_probabilities_GK": torch.float32}
+        for name in batch.__dataclass_fields__:
+            assert getattr(batch, name).dtype == special.get(name, torch.int64), name

@@ -109,6 +109,27 @@ def test_without_another_image_or_without_cmcl_there_are_no_negatives() -> None:
     assert all(item.negatives == () for item in planner(several, cmcl={"weight": 0}).items(draws(0, 3)))
 
 
+def test_hard_negatives_come_from_other_corpora_too_but_not_of_the_same_image() -> None:
+    first, second = StandInCorpus("pairs", [7] * 2, [20] * 2), StandInCorpus("pairs", [7] * 3, [20] * 3)
+    items = planner(first, second, cmcl={"hard_negatives": 50}).items([*draws(0, 2), *draws(1, 3)])
+    assert set(items[0].negatives) == {Draw(0, 1, 1), Draw(1, 1, 1), Draw(1, 2, 2)}
+    assert set(items[4].negatives) == {*draws(0, 2), *draws(1, 2)}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_all_ranks_plan_alike(seed: int) -> None:
+    """Two planners share nothing but the configuration; another seed draws other negatives."""
+    pairs = StandInCorpus("pairs", list(range(5, 25)), list(range(1, 21)))
+    ours, theirs = (planner(pairs, seed=seed).items(draws(0, 20)) for _ in range(2))
+    assert ours == theirs and ours != planner(pairs, seed=seed + 1).items(draws(0, 20))
+
+
+@pytest.mark.parametrize("total", [BUDGET, BUDGET + 1])
+def test_a_micro_batch_may_be_filled_to_the_budget_and_not_beyond(total: int) -> None:
+    assert len(share(items_of([60, total - 60]), 1, BUDGET)) == (1 if total == BUDGET else 2)
+    assert len(share(items_of([BUDGET]), 1, BUDGET)) == 1
+
+
 def test_texts_and_images_lend_no_captions() -> None:
     corpora = StandInCorpus("texts", [30] * 4), StandInCorpus("images", [0] * 4, [9] * 4), StandInCorpus("pairs", [7], [9])
     items = planner(*corpora).items([*draws(0, 4), *draws(1, 4), *draws(2, 1)])

@@ -5,7 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from unimo_ds.bench.contenders import MATRIX_FLOPS, shape
 from unimo_ds.progress import track
 
 PAIRS, DOCUMENTS = 28, 8  # about 2,000 positions each
+AGAINST = ("engine", "visualbert", "roberta")
 
 
 @dataclass
@@ -63,17 +64,25 @@ def _started(names: list[str], size: str, precision: str, kind: str, count: int)
             contender.process.wait()
 
 
-def measure(size: str, precision: str, rounds: int, pairs: int = PAIRS, documents: int = DOCUMENTS) -> list[dict[str, object]]:
-    """Rows of the table for one size and precision: our step, the engine's and each peer's.
+def measure(
+    size: str,
+    precision: str,
+    rounds: int,
+    against: Sequence[str] = AGAINST,
+    pairs: int = PAIRS,
+    documents: int = DOCUMENTS,
+) -> list[dict[str, object]]:
+    """Rows of the table for one size and precision: our step, and that of each of `against`.
 
     A large peer needs minutes a step, so from base size on peers have one round after their warm-up.
     """
     peer_rounds = 1 if size in ("base", "large") else rounds
-    groups = [
-        (["matrix_product", "ours", "engine"], "pairs", pairs, rounds),
-        (["matrix_product", "ours", "visualbert"], "pairs", pairs, peer_rounds),
-        (["matrix_product", "ours", "roberta"], "documents", documents, peer_rounds),
-    ]
+    work_of = {
+        "engine": ("pairs", pairs, rounds),
+        "visualbert": ("pairs", pairs, peer_rounds),
+        "roberta": ("documents", documents, peer_rounds),
+    }
+    groups = [(["matrix_product", "ours", name], *work_of[name]) for name in against]
     rows: list[dict[str, object]] = []
     for names, kind, count, kept in groups:
         with _started(names, size, precision, kind, count) as contenders:
