@@ -1,5 +1,6 @@
 """One YAML, typed and validated: typos are errors with a suggestion."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,32 @@ def test_a_later_override_wins_and_opens_sections_that_the_file_has_not(tmp_path
 def test_regions_are_hidden_if_any_objective_asks_for_it(tmp_path: Path, mrfr: float, mrc: float, hidden: bool) -> None:
     config = load_config(write(tmp_path), [f"objectives.mrfr={mrfr}", f"objectives.mrc={mrc}"])
     assert config.objectives.regions is hidden
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("objectives.masking.token_rate", 0.15),
+        ("objectives.masking.span_geometric", 0.2),
+        ("objectives.masking.span_longest", 10),
+        ("objectives.masking.fragment_rate", 0.25),
+        ("objectives.masking.fragment_shortest", 4),
+        ("objectives.masking.fragment_longest", 32),
+        ("objectives.masking.region_rate", 0.15),
+        ("objectives.masking.region_overlap", 0.4),
+        ("objectives.cmcl.temperature", 0.07),
+        ("data.max_text_tokens", 512),
+        ("data.max_regions", 100),
+        ("training.learning_rate", 5e-5),
+        ("training.weight_decay", 0.01),
+        ("training.betas", (0.9, 0.98)),
+        ("training.gradient_clipping", 1.0),
+        ("model.dropout", 0.1),
+        ("model.attention_dropout", 0.1),
+        ("model.initializer_range", 0.02),
+        ("model.max_positions", 514),
+    ],
+)
+def test_what_is_not_given_is_as_in_the_paper(tmp_path: Path, key: str, value: object) -> None:
+    """A changed default would silently change every run that does not give the key."""
+    assert functools.reduce(getattr, key.split("."), load_config(write(tmp_path))) == value

@@ -1,14 +1,16 @@
 """Steps as ranks see them: the same plan everywhere, the same view of a sample everywhere, damage stepped over."""
 
+import itertools
 import shutil
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.life.small_run import flip_a_byte, write_config, write_inputs
-from unimo_ds.batch import Batch, Kind
+from unimo_ds.batch import Batch, Kind, Target
 from unimo_ds.config import RunConfig, load_config
 from unimo_ds.data.corpus import prepare_corpora
 from unimo_ds.data.loader import PretrainingData, StepData, load_steps
@@ -271,3 +273,84 @@ def test_damage_found_by_a_worker_process_is_told_by_the_run(inputs: Path, tmp_p
     flip_a_byte(tmp_path / "regions/shard-00000/data.mdb", corpora[0].store.get("0003.jpg").features_RF.tobytes()[:80])
     straight, prepared = ([step.problems for step in load_steps(data_of(config), 0, 8, workers, 2)] for workers in (0, 2))
     assert straight == prepared and any(straight)
+
+
+@dataclass
+class Packed:
+    """What one sequence of a batch shows and asks."""
+
+    length: int
+    image: int  # rows, [IMG] included
+    prefix: int
+    hidden: int
+    asks: dict[int, list[int]]  # by target: rows counted from the start of the sequence
+    member: bool
+
+
+def taken_apart(batch: Batch) -> list[Packed]:
+    found = []
+    members = {*batch.image_rows_I.tolist(), *batch.text_rows_X.tolist()}
+    for number, (a, b) in enumerate(itertools.pairwise(batch.cu_seqlens_S1.tolist())):
+        here = (batch.region_rows_L >= a) & (batch.region_rows_L < b)
+        asks: dict[int, list[int]] = {target: [] for target in Target}
+        for row, kind in zip(batch.language_rows_M.tolist(), batch.language_kinds_M.tolist(), strict=True):
+            if a <= row < b:
+                asks[kind].append(row - a)
+        hidden = int(batch.region_hidden_L[here].sum())
+        found.append(Packed(b - a, int(here.sum()), int(batch.prefix_lengths_S[number]), hidden, asks, a in members))
+    return found
+
+
+@pytest.fixture(scope="module")
+def packed(inputs: Path) -> list[Packed]:
+    """All sequences of 60 steps: of 360 pairs, 180 texts, 180 images."""
+    data = data_of(config_of(inputs))
+    return [sequence for step in range(60) for batch in data[step].batches for sequence in taken_apart(batch)]
+
+
+def test_no_word_is_seen_by_the_row_that_generates_it(packed: list[Packed]) -> None:
+    """Row i sees row j when j < max(prefix, i + 1): what row i predicts is row i + 1."""
+    generating = [sequence for sequence in packed if sequence.asks[Target.SEQ2SEQ]]
+    assert generating and all(s.prefix <= row + 1 for s in generating for row in s.asks[Target.SEQ2SEQ])
+    captions = [sequence for sequence in generating if sequence.image]
+    assert captions and all(sequence.prefix == sequence.image for sequence in captions)
+    assert all(s.asks[Target.SEQ2SEQ] == list(range(s.image, s.length - 1)) for s in captions), "the whole caption"
+    texts = [sequence for sequence in generating if not sequence.image]
+    assert texts and all(3 <= sequence.prefix < sequence.length for sequence in texts), "a source before the fragments"
+
+
+def test_what_generates_nothing_sees_its_whole_sequence(packed: list[Packed]) -> None:
+    assert all(sequence.prefix == sequence.length for sequence in packed if not sequence.asks[Target.SEQ2SEQ])
+
+
+def test_one_modality_of_a_pair_is_masked_and_the_other_whole(packed: list[Packed]) -> None:
+    for sequence in packed:
+        asked = [bool(sequence.hidden), *map(bool, sequence.asks.values())]
+        assert sum(asked) == (0 if sequence.member else 1), "of CMCL's views nothing is asked, of others one thing"
+
+
+def test_each_task_has_its_share_of_the_samples(packed: list[Packed]) -> None:
+    """A pair has one of three tasks, a text one of two, uniformly; an image always hides regions."""
+    tasks: Counter[str] = Counter()
+    for sequence in packed:
+        if not sequence.member:
+            kind = "text" if not sequence.image else "pair" if sequence.image < sequence.length else "image"
+            tasks[f"{kind} {'regions' if sequence.hidden else 'words' if sequence.asks[Target.MLM] else 'generation'}"] += 1
+    assert sum(tasks.values()) == 720 and tasks["image regions"] == 180
+    for task in ("pair regions", "pair words", "pair generation"):
+        assert tasks[task] == pytest.approx(120, abs=30), tasks
+    for task in ("text words", "text generation"):
+        assert tasks[task] == pytest.approx(90, abs=25), tasks
+
+
+def test_a_pair_has_its_own_views_and_its_hard_negatives_in_cmcl(inputs: Path) -> None:
+    config = config_of(inputs, "objectives.cmcl.hard_negatives=2")
+    (batch,) = data_of(config)[0].batches
+    kinds = {kind: int((batch.image_kinds_I == kind).sum()) for kind in Kind}
+    assert kinds == {Kind.PAIR: 6, Kind.POSITIVE: 0, Kind.NEGATIVE: 12, Kind.ALONE: 6, Kind.RETRIEVED: 0}
+    joint_i, joint_x = batch.image_kinds_I != Kind.ALONE, batch.text_kinds_X != Kind.ALONE
+    assert torch.equal(batch.image_pairs_I[joint_i], batch.text_pairs_X[joint_x])
+    assert torch.equal(batch.image_kinds_I[joint_i], batch.text_kinds_X[joint_x])
+    for kinds_of, pairs_of in ((batch.image_kinds_I, batch.image_pairs_I), (batch.text_kinds_X, batch.text_pairs_X)):
+        assert pairs_of[kinds_of == Kind.ALONE].tolist() == list(range(6))
+    assert batch.pair_groups_P.shape == (6,)

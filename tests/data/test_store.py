@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -402,3 +403,34 @@ def test_of_very_different_detectors_four_differences_are_named(tmp_path: Path) 
     store = RegionStore(tmp_path)
     store.expect_detector(dict(ours), "itself")
     assert store.feature_width == WIDTH
+
+
+def test_a_damaged_key_is_an_error_that_names_the_store(tmp_path: Path) -> None:
+    write(tmp_path)
+    finish_store(tmp_path)
+    path = tmp_path / "shard-00000/data.mdb"
+    content = path.read_bytes().replace(b"0/3.jpg", b"0/\xff.jpg")
+    path.write_bytes(content)
+    with pytest.raises(DamagedRecordError, match=rf"^{re.escape(str(tmp_path))}: a key is damaged .*Extract this store again"):
+        list(RegionStore(tmp_path).keys())
+
+
+def test_a_page_that_lmdb_refuses_ends_the_list_of_keys_with_a_named_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Corrupted:
+        def cursor(self) -> "Corrupted":
+            return self
+
+        def iternext(self, values: bool) -> Iterator[bytes]:
+            yield b"0/0.jpg"
+            raise lmdb.CorruptedError("a page of no kind")
+
+    write(tmp_path)
+    finish_store(tmp_path)
+    store = RegionStore(tmp_path)
+    monkeypatch.setattr(store, "_open", lambda: [Corrupted()])
+    keys = store.keys()
+    assert next(keys) == "0/0.jpg"
+    with pytest.raises(DamagedRecordError, match="a page of no kind"):
+        next(keys)

@@ -331,10 +331,17 @@ class RegionStore:
         return True
 
     def keys(self) -> Iterator[str]:
-        """All image keys, shard by shard, sorted within a shard."""
+        """All image keys, shard by shard, sorted within a shard.
+
+        Raises:
+            DamagedRecordError: a page of the database, or a key, is damaged; names the store and what to do.
+        """
         for transaction in self._open():
-            for key in transaction.cursor().iternext(values=False):
-                yield bytes(key).decode()
+            try:
+                for key in transaction.cursor().iternext(values=False):
+                    yield bytes(key).decode()
+            except (lmdb.Error, UnicodeDecodeError) as error:
+                raise DamagedRecordError(f"{self.folder}: a key is damaged ({error}). Extract this store again.") from error
 
     def get(self, key: str) -> Regions:
         """The regions of image `key`, as read-only views into the memory map.
