@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check fast format bench clean
+.PHONY: demo test check format bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unimo-ds demo

@@ -44,8 +44,10 @@ def pretrain(config: RunConfig) -> Path | None:
     corpora = _open_corpora(config)
     config, detector = _fit_to_data(config, tokenizer, corpora)
     held_out = held_out_pairs(config, tokenizer, show=here.rank == 0)
+    if held_out is not None and held_out.corpus.store is not None and detector:
+        held_out.corpus.store.expect_detector(detector, "the regions that are trained on")
     checkpoint = find_checkpoint(config.folder / "checkpoints")
-    step = _check_resumable(config, checkpoint, detector)
+    step = _check_resumable(config, checkpoint, detector, tokenizer)
     if step >= config.training.steps:
         _say_finished(config, step)
         return checkpoint
@@ -54,7 +56,8 @@ def pretrain(config: RunConfig) -> Path | None:
         resume(engine, checkpoint)
     if here.rank == 0:
         forget_after(config.folder, step)
-        (config.folder / "REQUEUE").unlink(missing_ok=True)
+        for mark in ("REQUEUE", "DONE"):
+            (config.folder / mark).unlink(missing_ok=True)
     distributed.barrier()
     data = PretrainingData(config, corpora, tokenizer, config.model.feature_width, here.rank, here.world_size)
     log = RunLog(config.folder, enabled=here.rank == 0)
@@ -105,12 +108,12 @@ def _fit_to_data(config: RunConfig, tokenizer: Tokenizer, corpora: Sequence[Corp
 _FREE_TO_CHANGE = ("size", "dropout", "attention_dropout", "initializer_range")  # no weight depends on them
 
 
-def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[str, Any]) -> int:
+def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[str, Any], tokenizer: Tokenizer) -> int:
     """The step to go on from.
 
     Raises:
         StoreError: the checkpoint (or `init`) was trained on another detector's regions.
-        CheckpointError: it holds a model of another shape.
+        CheckpointError: it holds a model of another shape, or was trained with another tokenizer.
     """
     source = checkpoint or config.init
     if source is None:
@@ -123,6 +126,11 @@ def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[
     if different:
         details = "; ".join(f"model.{key}: {theirs.get(key)} there, {ours[key]} here" for key in different)
         raise CheckpointError(f"{source}: holds another model; {details}")
+    if Tokenizer(source / "tokenizer").fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{source}: was trained with another tokenizer than data.tokenizer = {config.data.tokenizer}: its word vectors "
+            f"would stand for other words. Use {source / 'tokenizer'}, or start a new run without this checkpoint."
+        )
     if detector and state["detector"] and detector != state["detector"]:
         store = next(corpus.regions for corpus in config.data.corpora if corpus.regions is not None)
         raise StoreError(
@@ -212,15 +220,15 @@ class _Run:
                 if step % self._training.log_every == 0 or step == self._training.steps:
                     self._report(step, interval, result)
                     interval = _Interval(time.monotonic())
-                if self._evaluation_due(step):
-                    self._evaluate(step)
-                    interval.start = time.monotonic()
                 if step % self._training.checkpoint_every == 0 or step == self._training.steps:
                     checkpoint = self._save(step)
+                if self._evaluation_due(step):  # after the save: whatever it meets, the training is kept
+                    self._evaluate(step)
+                    interval.start = time.monotonic()
                 waiting = time.monotonic()
         finally:
             stop.restore()
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and checkpoint is not None:
             # An exit code alone is not trusted: teardown of the process group can abort after the work is done.
             (self._config.folder / "DONE").write_text(f"{step}\n", encoding="utf-8")
         self._log.say(f"done: {self._config.folder}")

@@ -132,6 +132,7 @@ def start(config: Path, world: int, *overrides: str) -> list[subprocess.Popen[st
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                start_new_session=True,  # a process group of its own, as a launcher or Slurm would signal it
             )
         )
     return processes

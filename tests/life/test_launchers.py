@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.life import small_run
+from unimo_ds.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.life
 BIN = Path(sys.executable).parent
@@ -61,6 +62,29 @@ def test_usr1_saves_marks_the_run_for_requeue_and_the_restart_finishes_it(inputs
     small_run.run(config, 2)
     assert (folder / "DONE").exists() and not (folder / "REQUEUE").exists()
     assert [line["step"] for line in small_run.metrics(folder)] == list(range(1, 201))
+
+
+def test_a_signal_to_the_whole_process_group_saves_too(inputs: Path) -> None:
+    """Launchers and Slurm signal loader workers with their rank."""
+    config = small_run.write_config(inputs, "group", steps=300, checkpoint_every=1000)
+    folder = inputs / "group"
+    (process,) = small_run.start(config, 1, "data.workers=1")
+    deadline = time.monotonic() + 120
+    while len(small_run.metrics(folder)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    (output,) = small_run.finish([process])
+    assert process.returncode == 0, output
+    assert (folder / "REQUEUE").exists() and (folder / "checkpoints/latest").exists()
+
+
+def test_another_tokenizer_is_refused_on_resuming(inputs: Path) -> None:
+    config = small_run.write_config(inputs, "words", steps=8)
+    small_run.run(config, 1, "training.steps=4")
+    train_tokenizer(["entirely other words stand here and there"] * 9, 400, inputs / "other_tokenizer")
+    (process,) = small_run.start(config, 1, f"data.tokenizer={inputs / 'other_tokenizer'}")
+    (output,) = small_run.finish([process])
+    assert process.returncode == 1 and "Traceback" not in output and "step-00000004: " in output, output
 
 
 def test_a_finished_run_is_left_alone(inputs: Path) -> None:

@@ -1,5 +1,6 @@
 """The loader: for a step number, this rank's micro-batches, made by worker processes."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -173,10 +174,14 @@ def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefe
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    """One thread; and deaf to signals that ask the run to stop: a launcher sends them to the whole process group, and a worker
+    that ended by them would take its rank along before it has saved. A worker ends when its rank ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

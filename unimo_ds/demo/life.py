@@ -6,6 +6,7 @@ for real photographs, and a report. Every stage is a command that a user could t
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -43,7 +44,14 @@ def _extract(listing: str | Path, images: str | Path, out: str | Path) -> list[s
 
 def _pretrain(recipe: str) -> list[str]:
     launcher = _python("-m", "deepspeed.launcher.runner", "--num_gpus", str(_RANKS), "--log_level", "warning")
+    launcher += ["--master_port", str(_free_port())]  # the default port may serve another run of this machine
     return [*launcher, "--module", "unimo_ds.pretrain", recipe]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _train_tokenizer(out: str, size: int, *texts: str) -> list[str]:
@@ -107,7 +115,8 @@ def _run(stage: Stage, number: str) -> None:
     started = time.monotonic()
     threads = str(max(1, (os.cpu_count() or 1) // _RANKS))
     code = subprocess.run(stage.command, env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
-    if code != 0 and not (stage.done is not None and stage.done.exists()):
+    # A launcher may pass on 0 for ranks that were killed, or an error of teardown after all work: the mark decides.
+    if (code != 0) if stage.done is None else not stage.done.exists():
         raise UnimoError(f"the stage '{stage.what}' ended with exit code {code}; its command was: {shown}")
     print(f"    {format_duration(time.monotonic() - started)}", flush=True)
 
