@@ -31,6 +31,7 @@ KEYS = [f"val/{number:03}.jpg" for number in range(7)]
 START = {"mlm": 6.5, "seq2seq": 6.25, "mrfr": 0.875, "mrc": 1.5, "cmcl": 4.125}
 END = {"mlm": 2.125, "seq2seq": 1.75, "mrfr": 0.375, "mrc": 1.625, "cmcl": 0.5}
 DETECTOR = {"architecture": "none", "classes": 3, "attributes": 2, "feature_width": 4}
+ROOT = Path(report.__file__).parents[2]
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -274,13 +275,18 @@ def test_parameters_are_counted_in_the_newest_checkpoint(section: ReportSection)
 
 def test_the_commands_are_ones_that_the_program_takes(section: ReportSection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(section.run_folder.parent)
-    longer, other, evaluate = map(shlex.split, page_of(section)[1].commands)
-    assert longer[:5] == ["deepspeed", "--num_gpus", "2", "--module", "unimo_ds.pretrain"] and longer[5] == "run/config.yaml"
-    assert load_config(Path(longer[5]), longer[6:]).training.steps == 60
-    changed = load_config(Path(other[5]), other[6:])
-    assert (changed.folder, changed.objectives.cmcl.weight) == (Path("run-without-cmcl"), 0)
-    assert evaluate[:3] == ["unimo-ds", "evaluate", "run"]
-    assert load_config(Path("run/config.yaml"), evaluate[3:]).evaluation is not None
+    own, evaluate, board = page_of(section)[1].commands
+    extract, tokenizer, pretrain = map(shlex.split, own.replace("\\\n", " ").splitlines())
+    assert (ROOT / extract[1]).exists() and extract[2:] == ["my_pictures", "--out", "data/mine/regions", "--processes", "2"]
+    assert tokenizer[:2] == ["unimo-ds", "train-tokenizer"]
+    assert pretrain[:5] == ["deepspeed", "--num_gpus", "2", "--module", "unimo_ds.pretrain"]
+    mine = load_config(ROOT / pretrain[5], pretrain[6:])
+    assert mine.evaluation is None and mine.data.tokenizer == Path(tokenizer[tokenizer.index("--out") + 1])
+    pairs, texts = mine.data.corpora
+    assert [str(pairs.path), str(texts.path)] == tokenizer[2:4] and pairs.regions == Path(extract[4])
+    assert evaluate.split()[:3] == ["unimo-ds", "evaluate", "run"]
+    assert load_config(Path("run/config.yaml"), evaluate.split()[3:]).evaluation is not None
+    assert board == "tensorboard --logdir run"
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -306,6 +312,20 @@ def test_summary_table_says_what_went_in(section: ReportSection) -> None:
         "    true     a blue key",
     ]
     assert len({len(line) for line in lines[7:12]}) == 1, "columns are not aligned"
+
+
+def test_summary_table_shows_four_captions(section: ReportSection) -> None:
+    captions = [{"image": f"{number}.jpg", "true": ["one", "two"], "generated": f"cap {number}"} for number in range(6)]
+    change_json(section.run_folder / "evaluation.json", captions=captions)
+    text = summary_table(section.run_folder)
+    assert [f"written  cap {number}" in text for number in range(6)] == [True] * 4 + [False] * 2
+    assert text.count("true     one") == 4 and "two" not in text
+
+
+def test_an_evaluation_without_numbers_is_shown_with_gaps(section: ReportSection) -> None:
+    change_json(section.run_folder / "evaluation.json", numbers={}, retrieval=[], captions=[])
+    assert "among – held-out pictures" in summary_table(section.run_folder)
+    assert "no examples of retrieval" in page_of(section)[1].text
 
 
 def test_half_a_line_and_foreign_lines_are_ignored(section: ReportSection) -> None:

@@ -31,7 +31,7 @@ OBJECTIVES = {
 _RANKS = (1, 5, 10)
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 _QUERIES = 10
-_CAPTIONS_IN_TERMINAL = 3
+_CAPTIONS_IN_TERMINAL = 4
 _NONE = "–"
 
 
@@ -153,7 +153,8 @@ def _percent(share: float | None) -> str:
 
 
 def _candidates(run: Run) -> str:
-    return f"{int(run.evaluation['numbers']['eval/candidates']):,}"
+    count = run.evaluation["numbers"].get("eval/candidates")
+    return _NONE if count is None else f"{int(count):,}"
 
 
 def _seen_in_training(config: RunConfig) -> bool:
@@ -318,22 +319,27 @@ def _shown(path: Path) -> str:
 
 
 def _commands(run: Run) -> list[tuple[str, str]]:
-    """What to try next: what it is for, and the command."""
-    folder = _shown(run.folder)
-    ranks = run.starts[-1].get("world_size", 1)
-    pretrain = f"deepspeed --num_gpus {ranks} --module unimo_ds.pretrain {shlex.quote(folder + '/config.yaml')}"
-    other = shlex.quote(f"{folder}-without-cmcl")
+    """What to try next: what it is for, and the command, or the lines that lead up to it."""
+    folder, ranks = shlex.quote(_shown(run.folder)), run.starts[-1].get("world_size", 1)
     return [
         (
-            "Train twice as long; the run goes on from its newest checkpoint.",
-            f"{pretrain} training.steps={2 * run.config.training.steps}",
+            "Train on your own folder: find the regions of its pictures, make a vocabulary of your texts, pre-train. "
+            'Captions are JSON Lines, {"text": …, "image": path below the folder}; start it in the folder of unimo_ds.',
+            _OWN_FOLDER.format(ranks=ranks),
         ),
         (
-            "See what contrastive learning is for: the same run without it. Retrieval should stay near chance.",
-            f"{pretrain} folder={other} objectives.cmcl.weight=0",
+            "Evaluate again and read more of what it writes: 50 captions, in evaluation.json beside the newest checkpoint.",
+            f"unimo-ds evaluate {folder} evaluation.captions=50",
         ),
-        (
-            "Read more of what it writes: 50 captions, in evaluation.json beside the newest checkpoint.",
-            f"unimo-ds evaluate {shlex.quote(folder)} evaluation.captions=50",
-        ),
+        ("Look at every curve more closely, also while a run goes on.", f"tensorboard --logdir {folder}"),
     ]
+
+
+# As in the README. Not from the run's own config.yaml: that holds the size of its vocabulary, which a new one would not fit.
+_OWN_FOLDER = """\
+python tools/extract_features.py my_pictures --out data/mine/regions --processes {ranks}
+unimo-ds train-tokenizer my_captions.jsonl my_texts.txt --out data/mine/tokenizer
+deepspeed --num_gpus {ranks} --module unimo_ds.pretrain recipes/photos.yaml folder=runs/mine evaluation=null \\
+    data.tokenizer=data/mine/tokenizer data.prepared=data/mine/prepared data.corpora.photographs.path=my_captions.jsonl \\
+    data.corpora.photographs.format=json_lines data.corpora.photographs.regions=data/mine/regions \\
+    data.corpora.english.path=my_texts.txt"""
