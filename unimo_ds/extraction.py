@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from unimo_ds import distributed
-from unimo_ds.data.store import RegionStore, RegionStoreWriter, finish_store
+from unimo_ds.data.store import LONGEST_KEY, RegionStore, RegionStoreWriter, finish_store
 from unimo_ds.errors import ConfigError, DataError, StoreError
 from unimo_ds.vision.coco import read_json
 from unimo_ds.vision.detector_file import load_detector
@@ -29,7 +29,6 @@ from unimo_ds.vision.faster_rcnn import Detector
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _RECORD = "extraction.json"  # how many shards the store was made by; changed only when it is finished
-_LONGEST_KEY = 511  # bytes; LMDB's limit
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def list_images(source: Path, root: Path | None = None) -> list[Item]:
     if not keys:
         raise DataError(f"{source}: no images found; looked for {', '.join(SUFFIXES)} or the `images` of a JSON file")
     for key in keys:
-        if len(key.encode()) > _LONGEST_KEY:
-            raise DataError(f"{source}: {key!r} is longer than {_LONGEST_KEY} bytes, a store's longest key")
+        if len(key.encode()) > LONGEST_KEY:
+            raise DataError(f"{source}: {key!r} is longer than {LONGEST_KEY} bytes, a store's longest key")
     return [(key, root / key) for key in keys]
 
 

@@ -39,7 +39,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<IHHIIHHIQ")
 _INITIAL_MAP = 64 << 20  # doubled whenever it is full: a fixed huge map would make sparse files look full on some systems
 _COMMIT_EVERY = 256  # records a kill can cost
-_LONGEST_KEY = 511  # bytes; LMDB's limit
+LONGEST_KEY = 511  # bytes; LMDB's limit
 
 
 def _padded(count: int) -> int:
@@ -173,8 +173,8 @@ class RegionStoreWriter:
             StoreError: the key is empty or longer than 511 bytes.
         """
         name = key.encode()
-        if not 1 <= len(name) <= _LONGEST_KEY:
-            raise StoreError(f"{self.folder}: image {key!r}: a key has 1 to {_LONGEST_KEY} bytes, this one {len(name)}")
+        if not 1 <= len(name) <= LONGEST_KEY:
+            raise StoreError(f"{self.folder}: image {key!r}: a key has 1 to {LONGEST_KEY} bytes, this one {len(name)}")
         self._pending[name] = encode_regions(regions)
         self._known.add(name)
         if len(self._pending) >= _COMMIT_EVERY:
@@ -312,7 +312,7 @@ class RegionStore:
 
     def _value(self, key: str) -> memoryview:
         name = key.encode()
-        if not 1 <= len(name) <= _LONGEST_KEY:
+        if not 1 <= len(name) <= LONGEST_KEY:
             raise KeyError(key)
         for transaction in self._open():
             try:
