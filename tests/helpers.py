@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unimo_ds.batch import Batch, Kind, Target
+from unimo_ds.batch import Batch, Kind, Source, Target
 from unimo_ds.config import MaskingSection, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, Sequence, ViewMaker
@@ -66,7 +66,7 @@ def random_batch(
         pairs, texts, images: numbers of samples.
         first_group: pairs are of images `first_group`, `first_group + 1`, ..
         groups: the pairs' images, where several are of one.
-        candidates: give each pair 0 to 3 of every further kind of candidate.
+        candidates: give each pair 0 to 5 of every further kind of candidate.
     """
     rng = np.random.default_rng(seed)
     packer, views = Packer(WIDTH, 100), view_maker()
@@ -78,7 +78,9 @@ def random_batch(
         pair = packer.add_pair(first_group + number if groups is None else groups[number])
         packer.add(Sequence(image=image, regions=shown, text=views.whole_text(tokens), member=Member(pair, Kind.PAIR)))
         packer.add(
-            Sequence(image=image, regions=shown, text=views.whole_text(tokens[::-1]), member=Member(pair, Kind.NEGATIVE))
+            Sequence(
+                image=image, regions=shown, text=views.whole_text(tokens[::-1]), member=Member(pair, Kind.NEGATIVE, Source.STEP)
+            )
         )
         packer.add(Sequence(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
         packer.add(Sequence(text=views.whole_text(tokens), member=Member(pair, Kind.ALONE)))
@@ -98,15 +100,16 @@ def random_batch(
 
 
 def add_candidates(packer: Packer, rng: np.random.Generator, pair: int, image: int, shown: int) -> None:
-    """0 to 3 of each: rewritten positives, hard negatives, retrieved images, retrieved texts."""
+    """0 to 5 of each: rewritten positives, hard negatives, retrieved images, retrieved texts."""
     views = view_maker()
     for kind in (Kind.POSITIVE, Kind.NEGATIVE):
-        for _ in range(int(rng.integers(4))):
+        for _ in range(int(rng.integers(6))):
             text = views.whole_text(rng.integers(4, VOCABULARY - 1, 7))
-            packer.add(Sequence(image=image, regions=shown, text=text, member=Member(pair, kind)))
-    for _ in range(int(rng.integers(4))):
+            source = Source.OWN if kind == Kind.POSITIVE else Source(rng.integers(Source.STEP, Source.COLLECTION))
+            packer.add(Sequence(image=image, regions=shown, text=text, member=Member(pair, kind, source)))
+    for _ in range(int(rng.integers(6))):
         other, count = packer.add_image(random_regions(rng, 4))
         packer.add(Sequence(image=other, regions=count, member=Member(pair, Kind.RETRIEVED)))
-    for _ in range(int(rng.integers(4))):
+    for _ in range(int(rng.integers(6))):
         text = views.whole_text(rng.integers(4, VOCABULARY - 1, 9))
-        packer.add(Sequence(text=text, member=Member(pair, Kind.RETRIEVED)))
+        packer.add(Sequence(text=text, member=Member(pair, Kind.RETRIEVED, Source.COLLECTION)))

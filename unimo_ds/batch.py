@@ -28,6 +28,17 @@ class Kind(IntEnum):
     RETRIEVED = 4  # a related image, or a related text, encoded alone
 
 
+class Source(IntEnum):
+    """Where a contrastive member was taken from."""
+
+    OWN = 0  # the pair itself, or its caption said in other words
+    STEP = 1  # the caption of another image of the step
+    SENTENCE = 2  # the caption of another image that reads alike
+    PHRASE = 3  # a phrase of the caption was replaced
+    WORD = 4  # a word of the caption was replaced
+    COLLECTION = 5  # retrieved from a collection of images or texts
+
+
 class Target(IntEnum):
     """Which objective a language target belongs to."""
 
@@ -68,10 +79,11 @@ class Batch:
         language_rows_M, language_labels_M, language_kinds_M: the row that predicts, the id to predict, a `Target`.
         target_rows_G, target_sources_G: the row that predicts a hidden region, and which vector it was.
         target_class_ids_GK, target_class_probabilities_GK: its soft label, float32 rows that sum to 1.
-        pair_groups_P: a number shared by pairs of one image; every pair has its image and its caption encoded alone.
+        pair_groups_P: a number shared by pairs of one image; under CMCL each has its image and its caption encoded alone.
         image_rows_I, image_pairs_I, image_kinds_I: the [IMG] row of each member, its pair (local number), its `Kind`.
         text_rows_X, text_pairs_X, text_kinds_X: the same for [CLS] rows. Jointly encoded members (PAIR, POSITIVE,
             NEGATIVE) stand in both lists, in the same order; ALONE members stand in the order of their pairs.
+        text_sources_X: the `Source` of each text member.
     """
 
     cu_seqlens_S1: Tensor
@@ -98,6 +110,7 @@ class Batch:
     text_rows_X: Tensor
     text_pairs_X: Tensor
     text_kinds_X: Tensor
+    text_sources_X: Tensor
 
     @property
     def positions(self) -> int:

@@ -76,6 +76,8 @@ class CorpusSection(Section):
     format: Literal["coco_captions", "json_lines", "plain_text", "regions"]
     path: Path | None = None  # the captions or texts; images alone need none
     regions: Path | None = None  # the regions store; texts need none
+    rewrites: Path | None = None  # of pairs: what tools/rewrite_captions.py wrote
+    neighbours: Path | None = None  # of pairs: what tools/find_neighbours.py wrote
     per_step: Count = 0  # samples of a step that come from here, over all ranks
 
     @model_validator(mode="after")
@@ -91,6 +93,9 @@ class CorpusSection(Section):
             raise ValueError(f"kind {self.kind!r} needs a path")
         if self.kind != "texts" and self.regions is None:
             raise ValueError(f"kind {self.kind!r} needs regions: the folder of its regions store")
+        for key in ("rewrites", "neighbours"):
+            if self.kind != "pairs" and getattr(self, key) is not None:
+                raise ValueError(f"kind {self.kind!r} has no {key}: only pairs have them")
         return self
 
 
@@ -140,8 +145,27 @@ class CmclSection(Section):
 
     weight: Weight = 1.0  # 0 switches the objective off
     in_batch: Weight = 1.0  # weight of the similarity matrix of the global batch; 0: the paper's form
-    hard_negatives: Count = 2  # captions jointly encoded with the image of another caption, a pair
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07  # where the learned temperature starts
+
+
+class CandidatesSection(Section):
+    """How many candidates a pair gets in each step, at most; 0 leaves a kind out (spec 11.7; the numbers are our choice).
+
+    A jointly encoded candidate costs the image's length and its caption's in the stream, a retrieved one its own length.
+    """
+
+    positives: Count = 1  # rewritten captions that are true of the image
+    step_negatives: Count = 1  # captions of other images of the step
+    sentence_negatives: Count = 1  # captions of other images that read alike
+    phrase_negatives: Count = 1  # a phrase of the caption replaced
+    word_negatives: Count = 1  # a word of the caption replaced
+    images: Count = 1  # retrieved images, encoded alone
+    texts: Count = 1  # retrieved texts, encoded alone
+
+    @property
+    def negatives(self) -> int:
+        """All jointly encoded captions that are false of the image."""
+        return self.step_negatives + self.sentence_negatives + self.phrase_negatives + self.word_negatives
 
 
 class ObjectivesSection(Section):
@@ -152,12 +176,19 @@ class ObjectivesSection(Section):
     mrfr: Weight = 1.0
     mrc: Weight = 1.0
     cmcl: CmclSection = CmclSection()
+    matching: Weight = 0.0  # true or false of the image, as UNITER and others have it; the paper has CMCL in its place
+    candidates: CandidatesSection = CandidatesSection()
     masking: MaskingSection = MaskingSection()
 
     @property
     def regions(self) -> bool:
         """Whether any objective masks regions."""
         return self.mrfr > 0 or self.mrc > 0
+
+    @property
+    def joint(self) -> bool:
+        """Whether any objective compares whole captions with the image they are encoded with."""
+        return self.cmcl.weight > 0 or self.matching > 0
 
 
 class TrainingSection(Section):
@@ -181,6 +212,16 @@ class TrainingSection(Section):
     stop_after_minutes: Annotated[float, Field(gt=0)] | None = None  # save and end early, to be resumed
 
 
+class ChoicesSection(Section):
+    """A held-out test by choice: of a true caption and false ones, which fits the image best?"""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    path: Path  # rewritten captions (unimo_ds.rewrites): the true one is `text`, the false ones are its `negatives`
+    regions: Path  # the regions store of their images
+    captions: PositiveInt = 400  # at most; spread over the file
+    negatives: PositiveInt = 20  # of a caption, at most; spread over the levels as the file has them
+
+
 class EvaluationSection(Section):
     """Held-out pairs on which retrieval, masked words and captions are measured."""
 
@@ -189,6 +230,14 @@ class EvaluationSection(Section):
     candidates: PositiveInt = 200  # images among which each caption must find its own
     captions: Count = 8  # generated captions shown
     caption_tokens: PositiveInt = 24
+    choices: list[ChoicesSection] = []
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "EvaluationSection":
+        names = [choice.name for choice in self.choices]
+        if len(set(names)) != len(names):
+            raise ValueError(f"choices must have different names, got {names}")
+        return self
 
 
 class RunConfig(Section):
@@ -207,6 +256,15 @@ class RunConfig(Section):
     def _steps_have_samples(self) -> "RunConfig":
         if not any(corpus.per_step for corpus in self.data.corpora):
             raise ValueError("data.corpora: per_step is 0 in every corpus; at least one must give samples to a step")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_have_a_score(self) -> "RunConfig":
+        if self.evaluation is not None and self.evaluation.choices and not self.objectives.joint:
+            raise ValueError(
+                "evaluation.choices: nothing scores an image with a caption, because objectives.cmcl.weight and "
+                "objectives.matching are both 0; give one of them a weight, or leave the choices out"
+            )
         return self
 
     @model_validator(mode="after")

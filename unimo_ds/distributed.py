@@ -6,6 +6,7 @@ with none of them the world has one rank. Collectives work without an initialise
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -101,13 +102,15 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on at least one rank; every rank must ask."""
-    if world_size() == 1:
-        return flag
-    seen = torch.tensor([int(flag)], device=device())
-    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    return bool(seen.item())
+def shares(items: int, at_once: int) -> Iterator[list[int]]:
+    """This rank's batches of the numbers below `items`, as many on every rank: the last ones may be empty.
+
+    With rounds agreed in advance ranks can never wait for each other in vain.
+    """
+    starts = list(range(0, items, at_once))
+    mine = starts[rank() :: world_size()]
+    for number in range(-(-len(starts) // world_size())):
+        yield list(range(mine[number], min(mine[number] + at_once, items))) if number < len(mine) else []
 
 
 def leave(code: int) -> NoReturn:

@@ -6,7 +6,6 @@ with empty batches where its share is used up, so that ranks can never wait for 
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 
 from unimo_ds import distributed
 from unimo_ds.batch import Batch, Target
+from unimo_ds.choices import ChoiceExample, ChoiceTest, run_choices
 from unimo_ds.config import RunConfig, load_config
 from unimo_ds.data.corpus import Corpus, prepare_corpora
 from unimo_ds.data.order import Draw, generator
@@ -63,21 +63,23 @@ class Evaluation:
     numbers: dict[str, float]
     retrieval: list[RetrievalExample]
     captions: list[CaptionExample]
+    choices: list[ChoiceExample]
 
 
 class HeldOutPairs:
-    """The pairs an evaluation uses: the first `candidates` images of the corpus with all their captions.
+    """What an evaluation uses: the first `candidates` images of the corpus with all their captions, and tests by choice.
 
     Args:
         config: the run; has a section `evaluation`.
         corpus: the prepared held-out pairs.
         tokenizer: the run's tokenizer.
+        choices: the tests by choice.
     """
 
-    def __init__(self, config: RunConfig, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: RunConfig, corpus: Corpus, tokenizer: Tokenizer, choices: list[ChoiceTest]) -> None:
         assert config.evaluation is not None and corpus.store is not None
         self.config, self.section = config, config.evaluation
-        self.corpus, self.tokenizer = corpus, tokenizer
+        self.corpus, self.tokenizer, self.choices = corpus, tokenizer, choices
         self.views = ViewMaker(tokenizer, config.objectives.masking)
         samples: dict[str, list[int]] = {}
         for index in range(len(corpus)):
@@ -98,18 +100,15 @@ class HeldOutPairs:
         """Caption number `caption` as text."""
         return self.tokenizer.decode(self.corpus.tokens(self.captions[caption]))
 
+    def expect_detector(self, detector: dict[str, Any], whose: str) -> None:
+        """Refuses held-out regions of another detector (`RegionStore.expect_detector`)."""
+        for store in (self.corpus.store, *(test.store for test in self.choices)):
+            if store is not None:
+                store.expect_detector(detector, whose)
+
     def packer(self, feature_width: int) -> Packer:
         """An empty packer of this run."""
         return Packer(feature_width, self.config.data.max_regions)
-
-
-def _my_batches(items: int) -> Iterator[list[int]]:
-    """This rank's batches of item numbers; as many on every rank."""
-    starts = list(range(0, items, _ITEMS_AT_ONCE))
-    rounds = -(-len(starts) // distributed.world_size())
-    mine = starts[distributed.rank() :: distributed.world_size()]
-    for number in range(rounds):
-        yield list(range(mine[number], min(mine[number] + _ITEMS_AT_ONCE, items))) if number < len(mine) else []
 
 
 @torch.no_grad()
@@ -128,9 +127,14 @@ def evaluate_model(unimo: Unimo, pairs: HeldOutPairs, feature_width: int) -> Eva
         numbers = _retrieval_numbers(similarity_XI, pairs)
         numbers["eval/mlm_accuracy"] = _masked_word_accuracy(unimo, pairs, feature_width)
         captions = _generate_captions(unimo, pairs, feature_width)
+        choices: list[ChoiceExample] = []
+        for test in pairs.choices:
+            found, examples = run_choices(unimo, test)
+            numbers |= found
+            choices += examples
     finally:
         unimo.train(training)
-    return Evaluation(numbers, _retrieval_examples(similarity_XI, pairs), captions)
+    return Evaluation(numbers, _retrieval_examples(similarity_XI, pairs), captions, choices)
 
 
 def _similarities(unimo: Unimo, pairs: HeldOutPairs, width: int) -> npt.NDArray[np.float32]:
@@ -138,10 +142,10 @@ def _similarities(unimo: Unimo, pairs: HeldOutPairs, width: int) -> npt.NDArray[
     limit = pairs.config.data.max_regions
     images: list[tuple[list[int], npt.NDArray[np.float32]]] = []
     texts: list[tuple[list[int], npt.NDArray[np.float32]]] = []
-    for numbers in _my_batches(len(pairs.images)):
+    for numbers in distributed.shares(len(pairs.images), _ITEMS_AT_ONCE):
         batch = pack_alone([pairs.regions(number) for number in numbers], [], width, limit)
         images.append((numbers, _run(unimo, batch).image_vectors_ID.cpu().numpy()))
-    for numbers in _my_batches(len(pairs.captions)):
+    for numbers in distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE):
         views = [pairs.views.whole_text(pairs.corpus.tokens(pairs.captions[number])) for number in numbers]
         texts.append((numbers, _run(unimo, pack_alone([], views, width, limit)).text_vectors_XD.cpu().numpy()))
     return _in_order(texts) @ _in_order(images).T
@@ -192,7 +196,7 @@ def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPa
 def _masked_word_accuracy(unimo: Unimo, pairs: HeldOutPairs, width: int) -> float:
     """Share of masked words of held-out captions that the model names, given the image; the masks are always the same."""
     right = total = 0
-    for numbers in _my_batches(len(pairs.captions)):
+    for numbers in distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE):
         packer = pairs.packer(width)
         for number in numbers:
             image, shown = packer.add_image(pairs.regions(int(pairs.image_of_caption[number])))
@@ -246,7 +250,8 @@ def held_out_pairs(config: RunConfig, tokenizer: Tokenizer, show: bool) -> HeldO
     if distributed.rank() == 0:
         prepare_corpora(config.data, [config.evaluation.pairs], show)
     distributed.barrier()
-    return HeldOutPairs(config, prepare_corpora(config.data, [config.evaluation.pairs], show=False)[0], tokenizer)
+    choices = [ChoiceTest(section, config, tokenizer, show) for section in config.evaluation.choices]
+    return HeldOutPairs(config, prepare_corpora(config.data, [config.evaluation.pairs], show=False)[0], tokenizer, choices)
 
 
 def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
@@ -265,8 +270,9 @@ def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
     pairs = held_out_pairs(config, tokenizer, show=True)
     if pairs is None:
         raise ConfigError(f"{checkpoint / 'config.yaml'}: has no section evaluation; add evaluation.pairs.* as overrides")
-    assert pairs.corpus.store is not None
-    pairs.corpus.store.expect_detector(read_state(checkpoint)["detector"], f"the checkpoint {checkpoint}")
+    detector = read_state(checkpoint)["detector"]
+    if detector:  # a model of texts alone knows none
+        pairs.expect_detector(detector, f"the checkpoint {checkpoint}")
     unimo = Unimo(config.model)
     unimo.load_state_dict(read_weights(checkpoint, prefix=""))
     unimo.to(distributed.device())

@@ -25,7 +25,8 @@ from unimo_ds.engine.signals import StopRequest
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError, UnimoError
 from unimo_ds.evaluate import HeldOutPairs, evaluate_model, held_out_pairs, write_evaluation
 from unimo_ds.model.unimo import Unimo, parameter_groups
-from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
+from unimo_ds.objectives.meter import readings
+from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals, loss_weights
 from unimo_ds.progress import format_duration
 from unimo_ds.tokenizer import Tokenizer
 
@@ -44,8 +45,8 @@ def pretrain(config: RunConfig) -> Path | None:
     corpora = _open_corpora(config)
     config, detector = _fit_to_data(config, tokenizer, corpora)
     held_out = held_out_pairs(config, tokenizer, show=here.rank == 0)
-    if held_out is not None and held_out.corpus.store is not None and detector:
-        held_out.corpus.store.expect_detector(detector, "the regions that are trained on")
+    if held_out is not None and detector:
+        held_out.expect_detector(detector, "the regions that are trained on")
     checkpoint = find_checkpoint(config.folder / "checkpoints")
     step = _check_resumable(config, checkpoint, detector, tokenizer)
     if step >= config.training.steps:
@@ -92,6 +93,7 @@ def _fit_to_data(config: RunConfig, tokenizer: Tokenizer, corpora: Sequence[Corp
         ConfigError: a given value disagrees with the data.
     """
     stores = [corpus.store for corpus in corpora if corpus.store is not None]
+    stores += [store for corpus in corpora if corpus.neighbours is not None for store in corpus.neighbours.stores]
     for store in stores[1:]:
         store.expect_detector(stores[0].detector, f"the store {stores[0].folder} of the same run")
     found = {"vocabulary_size": tokenizer.size}
@@ -168,13 +170,13 @@ class _Interval:
     """What has been summed up since the last line of the log."""
 
     start: float
-    shares: Tensor | None = None
+    measured: Tensor | None = None
     steps: int = 0
     positions: float = 0.0
     waited: float = 0.0
 
-    def add(self, shares: Tensor, positions: float, waited: float) -> None:
-        self.shares = shares if self.shares is None else self.shares + shares
+    def add(self, measured: Tensor, positions: float, waited: float) -> None:
+        self.measured = measured if self.measured is None else self.measured + measured
         self.steps += 1
         self.positions += positions
         self.waited += waited
@@ -216,7 +218,7 @@ class _Run:
                     return self._stop(step, stop)
                 result = self._step(step_data, totals)
                 step = step_data.step + 1
-                interval.add(result.shares, totals.positions, waited)
+                interval.add(result.measured, totals.positions, waited)
                 if step % self._training.log_every == 0 or step == self._training.steps:
                     self._report(step, interval, result)
                     interval = _Interval(time.monotonic())
@@ -259,11 +261,10 @@ class _Run:
 
     def _report(self, step: int, interval: _Interval, result: StepResult) -> None:
         """One line of the log: losses are means over the interval, the rest is of the last step."""
-        assert interval.shares is not None
-        means = distributed.sum_over_ranks(interval.shares) / interval.steps
-        losses = {f"loss/{name}": float(value) for name, value in zip(NAMES, means.tolist(), strict=True)}
-        objectives = self._config.objectives
-        weights = (objectives.mlm, objectives.seq2seq, objectives.mrfr, objectives.mrc, 1.0)
+        assert interval.measured is not None
+        sums = distributed.sum_over_ranks(interval.measured).tolist()
+        losses = {f"loss/{name}": value / interval.steps for name, value in zip(NAMES, sums, strict=False)}
+        weights = loss_weights(self._config.objectives)
         seconds = time.monotonic() - interval.start
         temperature = self._temperature()
         values: dict[str, float | int] = {
@@ -274,13 +275,14 @@ class _Run:
             "lr": learning_rate(self._training, step - 1),
             "grad_norm": result.gradient_norm,
             "temperature": temperature,
+            **readings(sums[len(NAMES) :]),
             "positions_per_second": interval.positions / seconds,
             "data_wait": interval.waited / seconds,
         }
         self._log.write(values)
         done = step - self._first_step
         left = (time.monotonic() - self._started) / done * (self._training.steps - step)
-        parts = "  ".join(f"{name} {losses[f'loss/{name}']:.3f}" for name in NAMES)
+        parts = "  ".join(f"{name} {losses[f'loss/{name}']:.3f}" for name, weight in zip(NAMES, weights, strict=True) if weight)
         self._log.say(
             f"step {step}/{self._training.steps}  loss {values['loss']:.3f}  {parts}  lr {values['lr']:.1e}  "
             f"|g| {result.gradient_norm:.2f}  t {temperature:.3f}  {values['positions_per_second']:,.0f} positions/s  "

@@ -82,7 +82,7 @@ def test_a_sample_over_the_budget_is_refused_with_the_key(inputs: Path) -> None:
 
 
 def test_the_planned_length_is_never_exceeded(inputs: Path) -> None:
-    config = config_of(inputs, "objectives.cmcl.hard_negatives=3")
+    config = config_of(inputs, "objectives.candidates.step_negatives=3")
     corpora = prepare_corpora(config.data, config.data.corpora, show=False)
     planner = Planner(corpora, config.objectives, config.data.max_regions, config.seed)
     mixture = Mixture(tuple(c.section.per_step for c in corpora), tuple(map(len, corpora)))
@@ -91,8 +91,9 @@ def test_the_planned_length_is_never_exceeded(inputs: Path) -> None:
         items = planner.items(order(config.seed, mixture, step))
         assert data[step].batches[0].positions <= sum(item.positions for item in items)
         for item in items:
-            group = corpora[item.draw.corpus].image_group(item.draw.index) if item.negatives else None
-            assert all(corpora[n.corpus].image_group(n.index) != group for n in item.negatives)
+            group = corpora[item.draw.corpus].image_group(item.draw.index) if item.candidates else None
+            lenders = [candidate.lender for candidate in item.candidates if candidate.lender is not None]
+            assert all(corpora[n.corpus].image_group(n.index) != group for n in lenders)
         for bins in share(items, 3, 400):
             assert all(sum(item.positions for item in members) <= 400 for members in bins)
 
@@ -206,7 +207,7 @@ def test_nothing_that_cmcl_sees_is_masked(inputs: Path) -> None:
 
 SETTINGS = {
     "everything": [],
-    "many hard negatives": ["objectives.cmcl.hard_negatives=9"],
+    "many hard negatives": ["objectives.candidates.step_negatives=9"],
     "no contrast": ["objectives.cmcl.weight=0"],
     "contrast alone": [f"objectives.{name}=0" for name in ("mlm", "seq2seq", "mrfr", "mrc")],
     "generation alone": [f"objectives.{name}=0" for name in ("mlm", "mrfr", "mrc", "cmcl.weight")],
@@ -225,14 +226,14 @@ def test_no_sample_is_longer_than_planned(inputs: Path, overrides: list[str]) ->
     data, reached = data_of(config), 0
     for step in range(15):
         for item in planner.items(order(config.seed, mixture, step)):
-            packed = data._pack([item], []).positions
+            packed = data.pack([item], []).positions
             assert packed <= item.positions
             reached += packed == item.positions
     assert reached > 0
 
 
 def test_with_contrast_alone_texts_and_single_images_give_nothing(inputs: Path) -> None:
-    data = data_of(config_of(inputs, *SETTINGS["contrast alone"], "objectives.cmcl.hard_negatives=0"))
+    data = data_of(config_of(inputs, *SETTINGS["contrast alone"], "objectives.candidates.step_negatives=0"))
     for step in range(3):
         (batch,) = data[step].batches
         assert (batch.sequences, batch.counts().pairs) == (3 * 6, 6)
@@ -250,7 +251,7 @@ def test_a_rank_without_a_sample_has_an_empty_batch(inputs: Path) -> None:
 
 def test_two_corpora_of_one_store_never_lend_an_image_its_own_captions(inputs: Path) -> None:
     """As when COCO's captions and another file's describe the same photographs."""
-    config = config_of(inputs, "objectives.cmcl.hard_negatives=20", "data.corpora.pairs.per_step=20")
+    config = config_of(inputs, "objectives.candidates.step_negatives=20", "data.corpora.pairs.per_step=20")
     pairs = config.data.corpora[0]
     sections = [pairs, pairs.model_copy(update={"name": "again"})]
     corpora = prepare_corpora(config.data, sections, show=False)
@@ -261,7 +262,8 @@ def test_two_corpora_of_one_store_never_lend_an_image_its_own_captions(inputs: P
         images = {draw: corpora[draw.corpus].image_key(draw.index) for draw in draws}
         same += sum(images[a] == images[b] and a.corpus < b.corpus for a in draws for b in draws)
         for item in planner.items(draws):
-            assert len(item.negatives) == 20 and images[item.draw] not in {images[other] for other in item.negatives}
+            lenders = {candidate.lender for candidate in item.candidates}
+            assert len(lenders) == 20 and images[item.draw] not in {images[lender] for lender in lenders if lender}
     assert same > 0, "the case occurred"
 
 
@@ -344,7 +346,7 @@ def test_each_task_has_its_share_of_the_samples(packed: list[Packed]) -> None:
 
 
 def test_a_pair_has_its_own_views_and_its_hard_negatives_in_cmcl(inputs: Path) -> None:
-    config = config_of(inputs, "objectives.cmcl.hard_negatives=2")
+    config = config_of(inputs, "objectives.candidates.step_negatives=2")
     (batch,) = data_of(config)[0].batches
     kinds = {kind: int((batch.image_kinds_I == kind).sum()) for kind in Kind}
     assert kinds == {Kind.PAIR: 6, Kind.POSITIVE: 0, Kind.NEGATIVE: 12, Kind.ALONE: 6, Kind.RETRIEVED: 0}

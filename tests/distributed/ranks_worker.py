@@ -12,7 +12,7 @@ from unimo_ds.batch import Batch, Counts
 from unimo_ds.config import ObjectivesSection, TrainingSection
 from unimo_ds.engine.engine import Engine
 from unimo_ds.model.unimo import Unimo, parameter_groups
-from unimo_ds.objectives.pretraining import PretrainingModel, Totals
+from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 
 
 def training(stage: int, precision: str = "fp32", checkpointing: bool = False) -> TrainingSection:
@@ -37,8 +37,11 @@ def totals_of(micro_batches: list[list[Batch]]) -> Totals:
 def steps(world: int) -> dict[str, list[list[Batch]]]:
     """`[micro-batch][rank]` of each case; the batches of all ranks together are the same whatever the world."""
     mixed = [
-        [random_batch(1, pairs=3, first_group=0), random_batch(2, pairs=2, texts=1, images=1, first_group=10)],
-        [random_batch(3, pairs=2, first_group=20), random_batch(4, pairs=3, texts=1, first_group=30)],
+        [
+            random_batch(1, pairs=3, first_group=0, candidates=True),
+            random_batch(2, pairs=2, texts=1, images=1, first_group=10, candidates=True),
+        ],
+        [random_batch(3, pairs=2, first_group=20, candidates=True), random_batch(4, pairs=3, texts=1, first_group=30)],
     ]
     split = [[random_batch(5, texts=3), random_batch(6, images=3)]]
     return {"mixed": mixed, "split": split}
@@ -48,7 +51,7 @@ def build(checkpointing: bool = False) -> PretrainingModel:
     torch.manual_seed(0)
     unimo = Unimo(TINY)
     unimo.transformer.activation_checkpointing = checkpointing
-    return PretrainingModel(unimo, ObjectivesSection())
+    return PretrainingModel(unimo, ObjectivesSection(matching=1.0))
 
 
 def run(stage: int, precision: str, checkpointing: bool, out: Path) -> None:
@@ -59,7 +62,7 @@ def run(stage: int, precision: str, checkpointing: bool, out: Path) -> None:
     for name, micro_batches in steps(here.world_size).items():
         engine = Engine(lambda: build(checkpointing), groups, section)
         mine = [ranks[here.rank] for ranks in micro_batches]
-        shares = engine.backward_only(mine, totals_of(micro_batches))
+        shares = engine.backward_only(mine, totals_of(micro_batches))[: len(NAMES)]
         result[name] = {
             "losses": distributed.sum_over_ranks(shares).tolist(),
             "gradients": {key: value.flatten().tolist() for key, value in engine.gradients()},
@@ -76,7 +79,7 @@ def run(stage: int, precision: str, checkpointing: bool, out: Path) -> None:
     losses = []
     for which in (engine, again):
         for number in (4, 5):
-            shares = which.step(number, [r[here.rank] for r in both[0]], totals_of(both[0])).shares
+            shares = which.step(number, [r[here.rank] for r in both[0]], totals_of(both[0])).measured
         losses.append(distributed.sum_over_ranks(shares).tolist())
     result["resumed_equal"] = losses[0] == losses[1]
     if here.rank == 0:

@@ -12,6 +12,7 @@ import torch
 from tests.distributed.joining import join
 from tests.distributed.ranks_worker import build, steps, totals_of
 from tests.life.small_run import ROOT, environment, free_port
+from unimo_ds.objectives.pretraining import NAMES
 
 pytestmark = pytest.mark.life
 CASES = ("mixed", "split")  # several micro-batches with CMCL on; rank 0 only text and rank 1 only images
@@ -22,11 +23,11 @@ def one_rank() -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     """Losses and gradients of plain PyTorch on the joined batches."""
     expected = {}
     for name, micro_batches in steps(world=2).items():
-        model, totals, losses = build(), totals_of(micro_batches), torch.zeros(5)
+        model, totals, losses = build(), totals_of(micro_batches), torch.zeros(len(NAMES))
         for ranks in micro_batches:
-            loss, shares = model(join(ranks), totals)
+            loss, measured = model(join(ranks), totals)
             loss.backward()
-            losses += shares
+            losses += measured[: len(NAMES)]
         gradients = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
         expected[name] = (losses.tolist(), gradients)
     return expected

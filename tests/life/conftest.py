@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.life.small_run import write_inputs
+from tests.life.small_run import write_candidates, write_inputs
 
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with regions, captions, texts and a tokenizer."""
+    """A folder with regions, captions with candidates, texts and a tokenizer."""
     folder = tmp_path_factory.mktemp("small")
     write_inputs(folder)
+    write_candidates(folder)
     return folder

@@ -13,6 +13,8 @@ import yaml
 
 from tests.helpers import random_regions
 from unimo_ds.data.store import RegionStoreWriter, finish_store
+from unimo_ds.neighbours import write_neighbours
+from unimo_ds.rewrites import Rewrite, RewrittenCaption, dump_caption, pair_digest
 from unimo_ds.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,38 @@ def write_inputs(folder: Path, images: int = 24) -> None:
     train_tokenizer([caption["caption"] for caption in captions] + texts, 400, folder / "tokenizer")
 
 
+def write_candidates(folder: Path) -> None:
+    """Rewritten captions of all but the last caption, and neighbours of all: images of the same store, sentences."""
+    content = json.loads((folder / "captions.json").read_text())
+    names = [image["file_name"] for image in content["images"]]
+    captions = [(names[each["image_id"]], each["caption"]) for each in content["annotations"]]
+    lines = []
+    for number, (image, text) in enumerate(captions[:-1]):
+        colour = text.split()[1]
+        other = next(each for each in _COLOURS if each not in text)
+        negatives = [
+            Rewrite(text.replace(colour, other, 1), "word", f"attribute: {colour} -> {other}", (2, 2 + len(other))),
+            Rewrite(f"A {other} star is beside a {other} boat.", "phrase", "phrase"),
+            Rewrite(captions[(number + 7) % len(captions)][1], "sentence", "a caption of another image"),
+        ]
+        positives = (Rewrite(text.replace("is beside", "stands beside"), "sentence", "said again"),) if number % 2 else ()
+        lines.append(dump_caption(RewrittenCaption(image, text, positives, tuple(negatives))))
+    (folder / "rewrites").mkdir(exist_ok=True)
+    (folder / "rewrites/rewrites-00000-of-00001.jsonl").write_text("".join(lines))
+    rng = np.random.default_rng(1)
+    sentences = [f"The {_noun(rng)} is {_colour(rng)}." for _ in range(20)]
+    rows = {
+        "pairs": np.array([pair_digest(*caption) for caption in captions], np.uint64),
+        "pair_images": np.array([names.index(image) for image, _ in captions]),
+        "image_rows": (np.arange(len(names))[:, None] + np.arange(1, 4)) % len(names),
+        "image_scores": np.zeros((len(names), 3)),
+        "text_rows": rng.integers(0, len(sentences), (len(captions), 2)),
+        "text_scores": np.zeros((len(captions), 2)),
+    }
+    found = [(0, name) for name in names]
+    write_neighbours(folder / "neighbours", {"stores": [str(folder / "regions")]}, rows, found, sentences)
+
+
 def _noun(rng: np.random.Generator) -> str:
     return str(rng.choice(_NOUNS))
 
@@ -51,8 +85,8 @@ def _colour(rng: np.random.Generator) -> str:
     return str(rng.choice(_COLOURS))
 
 
-def write_config(folder: Path, run: str, **training: Any) -> Path:
-    """The YAML of a run named `run` on the inputs in `folder`."""
+def write_config(folder: Path, run: str, candidates: bool = False, **training: Any) -> Path:
+    """The YAML of a run named `run` on the inputs in `folder`, if wanted with what `write_candidates` wrote."""
     corpora = [
         {
             "name": "pairs",
@@ -67,6 +101,8 @@ def write_config(folder: Path, run: str, **training: Any) -> Path:
     ]
     for corpus in corpora:
         corpus.update({key: str(folder / str(corpus[key])) for key in ("path", "regions") if key in corpus})
+    if candidates:
+        corpora[0].update({key: str(folder / key) for key in ("rewrites", "neighbours")})
     content = {
         "folder": str(folder / run),
         "model": {"size": "tiny", "hidden_size": 32, "layers": 2, "heads": 2},

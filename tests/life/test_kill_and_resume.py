@@ -49,14 +49,14 @@ def uninterrupted(inputs: Path) -> dict[str, Path]:
     """One run with dropout and one without, to the end, on two ranks."""
     folders = {}
     for name, dropout in (("with_dropout", 0.1), ("without_dropout", 0.0)):
-        config = small_run.write_config(inputs, f"whole_{name}", steps=STEPS)
+        config = small_run.write_config(inputs, f"whole_{name}", candidates=True, steps=STEPS)
         small_run.run(config, 2, f"model.dropout={dropout}", f"model.attention_dropout={dropout}")
         folders[name] = inputs / f"whole_{name}"
     return folders
 
 
 def test_the_same_number_of_ranks_gives_the_same_curve_bit_for_bit(inputs: Path, uninterrupted: dict[str, Path]) -> None:
-    config = small_run.write_config(inputs, "killed_2_2", steps=STEPS)
+    config = small_run.write_config(inputs, "killed_2_2", candidates=True, steps=STEPS)
     kill_at_a_random_moment(config, inputs / "killed_2_2", 2, seed=1)
     small_run.run(config, 2)
     assert small_run.losses(inputs / "killed_2_2") == small_run.losses(uninterrupted["with_dropout"])
@@ -68,7 +68,7 @@ def test_another_number_of_ranks_gives_the_same_curve(
     inputs: Path, uninterrupted: dict[str, Path], before: int, after: int
 ) -> None:
     name = f"killed_{before}_{after}"
-    config = small_run.write_config(inputs, name, steps=STEPS)
+    config = small_run.write_config(inputs, name, candidates=True, steps=STEPS)
     text = config.read_text().replace("size: tiny", "size: tiny\n  dropout: 0.0\n  attention_dropout: 0.0")
     config.write_text(text)
     kill_at_a_random_moment(config, inputs / name, before, seed=10 * before + after)
@@ -81,7 +81,9 @@ def test_another_number_of_ranks_gives_the_same_curve(
 
 
 def test_another_zero_stage_gives_the_same_curve(inputs: Path, uninterrupted: dict[str, Path]) -> None:
-    config = small_run.write_config(inputs, "stage", steps=STEPS, deepspeed=str(small_run.ROOT / "ds_configs/zero1.json"))
+    config = small_run.write_config(
+        inputs, "stage", candidates=True, steps=STEPS, deepspeed=str(small_run.ROOT / "ds_configs/zero1.json")
+    )
     config.write_text(config.read_text().replace("size: tiny", "size: tiny\n  dropout: 0.0\n  attention_dropout: 0.0"))
     kill_at_a_random_moment(config, inputs / "stage", 1, seed=3)
     small_run.run(config, 1, f"training.deepspeed={small_run.ROOT / 'ds_configs/zero3.json'}")

@@ -88,7 +88,7 @@ def test_every_weight_starts_with_the_size_s_deviation_and_biases_at_0(size: str
             assert float(weight.std()) == pytest.approx(cut_normal_deviation() * deviation, rel=few), name
             assert abs(float(weight.mean())) < 5 * deviation / math.sqrt(weight.numel()), name
             checked += 1
-    assert checked == 4 + 4 + 1 + 2 + 2  # embeddings, one layer, language head, region head, poolers
+    assert checked == 4 + 4 + 1 + 2 + 2 + 1  # embeddings, one layer, language head, region head, poolers, matching head
     assert not unimo.language_head.bias.any() and float(unimo.temperature.value.detach()) == pytest.approx(0.07)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.distributed.joining import join
 from tests.helpers import TINY, random_batch
-from tests.numerics.test_whole_model import Weights, embed, encode, gelu, layer_norm, linear, reference_losses
+from tests.numerics.test_whole_model import Weights, embed, encode, gelu, layer_norm, linear, matching_logits, reference_losses
 from unimo_ds.batch import Batch, Target
 from unimo_ds.config import ObjectivesSection
 from unimo_ds.model.unimo import Unimo
@@ -19,7 +19,7 @@ from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 def stirred(seed: int = 0) -> PretrainingModel:
     """Biases and norms away from 0 and 1, so that a forgotten one shows."""
     torch.manual_seed(seed)
-    model = PretrainingModel(Unimo(TINY), ObjectivesSection())
+    model = PretrainingModel(Unimo(TINY), ObjectivesSection(matching=1.0))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -64,6 +64,7 @@ def test_every_output_equals_the_reference(kind: str) -> None:
         "region_logits_GC": linear(hidden[batch.target_rows_G], weights, "region_head.classes"),
         "image_vectors_ID": F.normalize(linear(hidden[batch.image_rows_I], weights, "image_pooler.dense").relu(), dim=1),
         "text_vectors_XD": F.normalize(linear(hidden[batch.text_rows_X], weights, "text_pooler.dense").relu(), dim=1),
+        "matching_logits_J": matching_logits(hidden, batch, weights),
         "temperature": weights["temperature.value"],
     }
     assert set(expected) == set(outputs._fields)
@@ -79,7 +80,8 @@ def test_losses_and_all_gradients_of_any_mixture(seed: int, pairs: int, texts: i
     assume(pairs + texts + images > 0)  # the empty batch is in tests/model
     batch, model = random_batch(seed, pairs=pairs, texts=texts, images=images, candidates=True), stirred(seed)
     totals = Totals(mlm=7, seq2seq=9, regions=5, pairs=3, positions=1)  # of other ranks too
-    loss, shares = model(batch, totals)
+    loss, measured = model(batch, totals)
+    shares = measured[: len(NAMES)]
     loss.backward()
     weights = doubled(model)
     expected = reference_losses(batch, weights, totals)
@@ -93,12 +95,12 @@ def test_losses_and_all_gradients_of_any_mixture(seed: int, pairs: int, texts: i
         assert error <= 1e-4 * float(theirs.norm()) + 1e-6, f"{name}: {error} of {float(theirs.norm())}"
 
 
-@pytest.mark.parametrize("number", range(5), ids=NAMES)
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_each_objective_alone_has_the_reference_s_gradients(number: int) -> None:
     """In the sum of all, an error of a small objective could hide behind a large one."""
     batch, model = BATCHES["everything"](), stirred()
     weights, chosen = doubled(model), NAMES[number]
-    off = {name: 0.0 for name in NAMES if name not in (chosen, "cmcl")}
+    off = {name: float(name == chosen) for name in NAMES if name != "cmcl"}
     section = ObjectivesSection.model_validate({**off, "cmcl": {"weight": float(chosen == "cmcl")}})
     only = PretrainingModel(model.unimo, section)
     totals = Totals(*map(float, batch.counts().tensor().tolist()))

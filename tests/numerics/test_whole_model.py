@@ -134,6 +134,34 @@ def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
     return total
 
 
+def matching_logits(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
+    """One logit for each image and text that stand in one sequence (spec 7.3)."""
+    logits = []
+    for (image, kind), text in zip(
+        [(r, k) for r, k in zip(batch.image_rows_I.tolist(), batch.image_kinds_I.tolist(), strict=True) if k <= Kind.NEGATIVE],
+        [r for r, k in zip(batch.text_rows_X.tolist(), batch.text_kinds_X.tolist(), strict=True) if k <= Kind.NEGATIVE],
+        strict=True,
+    ):
+        assert kind in (Kind.PAIR, Kind.POSITIVE, Kind.NEGATIVE)
+        pooled = [
+            linear(hidden[row], weights, f"{name}_pooler.dense").relu() for name, row in (("image", image), ("text", text))
+        ]
+        logits.append(linear(pooled[0] * pooled[1], weights, "matching_head.score")[0])
+    return torch.stack(logits) if logits else torch.zeros(0).double()
+
+
+def matching_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
+    """For every pair half the mean of -log p over its true captions and half that of -log (1 - p) over its false ones."""
+    logits = iter(matching_logits(hidden, batch, weights))
+    sides: dict[tuple[int, bool], list[Tensor]] = {}
+    for pair, kind in zip(batch.text_pairs_X.tolist(), batch.text_kinds_X.tolist(), strict=True):
+        if kind <= Kind.NEGATIVE:
+            true = kind != Kind.NEGATIVE
+            probability = torch.sigmoid(next(logits))
+            sides.setdefault((pair, true), []).append(-(probability if true else 1 - probability).log())
+    return sum((0.5 * torch.stack(losses).mean() for losses in sides.values()), torch.zeros(()).double())
+
+
 def reference_losses(batch: Batch, weights: Weights, totals: Totals) -> Tensor:
     embedded, starts = embed(batch, weights), batch.cu_seqlens_S1.tolist()
     hidden = torch.cat(
@@ -146,21 +174,23 @@ def reference_losses(batch: Batch, weights: Weights, totals: Totals) -> Tensor:
         *language_sums(hidden, batch, weights),
         *region_sums(hidden, batch, weights),
         contrastive_sum(hidden, batch, weights),
+        matching_sum(hidden, batch, weights),
     ]
-    counts = [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs]
+    counts = [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs, totals.pairs]
     return torch.stack([value / max(count, 1) for value, count in zip(sums, counts, strict=True)])
 
 
 def compare(make: Callable[[], Batch]) -> None:
     torch.manual_seed(0)
     batch = make()
-    model = PretrainingModel(Unimo(TINY), ObjectivesSection())
+    model = PretrainingModel(Unimo(TINY), ObjectivesSection(matching=1.0))
     with torch.no_grad():  # biases and norms away from 0 and 1, so that a forgotten one shows
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         model.unimo.temperature.value.fill_(0.2)
     totals = Totals(*map(float, batch.counts().tensor().tolist()))
-    loss, shares = model(batch, totals)
+    loss, measured = model(batch, totals)
+    shares = measured[: len(NAMES)]
     loss.backward()
     weights = {name.removeprefix("unimo."): p.detach().double().requires_grad_() for name, p in model.named_parameters()}
     expected = reference_losses(batch, weights, totals)

@@ -53,7 +53,8 @@ def random_outputs(batch: Batch, seed: int, temperature: float) -> Outputs:
 
     nothing = torch.zeros(0)
     images, texts = unit(len(batch.image_rows_I)), unit(len(batch.text_rows_X))
-    return Outputs(nothing, None, nothing, nothing, images, texts, torch.tensor([temperature], requires_grad=True))
+    learned = torch.tensor([temperature], requires_grad=True)
+    return Outputs(nothing, None, nothing, nothing, images, texts, nothing, learned)
 
 
 def leaves(outputs: Outputs) -> list[Tensor]:
@@ -100,7 +101,7 @@ def test_pairs_are_equation_1_and_so_are_their_gradients(numbers: list[Numbers],
     batch = candidates_batch(seed, numbers)
     outputs = random_outputs(batch, seed, temperature)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves(outputs)]
-    found, matrix = contrastive_losses(outputs, batch, in_batch=False)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=False)
     expected = equation_1(batch, *exact)
     assert float(matrix) == 0.0 and not matrix.requires_grad
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
@@ -117,11 +118,9 @@ def test_every_candidate_is_scored_once_with_its_pair() -> None:
     numbers = [(0, 0, 0, 0), (2, 3, 1, 4), (5, 0, 0, 1)]
     batch = candidates_batch(0, numbers)
     outputs = random_outputs(batch, 0, 0.2)
-    image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
-    text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
-    candidates = score_candidates(outputs, batch, image_PD, text_PD)
+    candidates = score_candidates(outputs, batch)
     for pair, (positives, negatives, images, texts) in enumerate(numbers):
-        mine = candidates.positive_J[candidates.pairs_J == pair]
+        mine = candidates.kinds_J[candidates.pairs_J == pair] != Kind.NEGATIVE
         assert (int(mine.sum()), int((~mine).sum())) == (1 + positives + images + texts, negatives)
     assert len(candidates.scores_J) == sum(1 + sum(each) for each in numbers)
     assert float(candidates.scores_J.detach().abs().max()) <= 1 / 0.2 + 1e-5
@@ -130,7 +129,7 @@ def test_every_candidate_is_scored_once_with_its_pair() -> None:
 def test_a_pair_without_negatives_costs_nothing() -> None:
     batch = candidates_batch(3, [(2, 0, 1, 1), (0, 0, 0, 0)])
     outputs = random_outputs(batch, 3, 0.07)
-    found, _ = contrastive_losses(outputs, batch, in_batch=False)
+    found, _ = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=False)
     found.backward()
     assert float(found.detach()) == pytest.approx(0.0, abs=1e-6)
     assert all(leaf.grad is not None and float(leaf.grad.abs().max()) < 1e-4 for leaf in leaves(outputs))
@@ -141,7 +140,7 @@ def test_the_bounds_of_the_temperature_overflow_nothing(temperature: float) -> N
     batch = candidates_batch(4, [(1, 5, 1, 1), (0, 5, 0, 0)])
     outputs = random_outputs(batch, 4, temperature)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves(outputs)]
-    found, matrix = contrastive_losses(outputs, batch, in_batch=True)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=True)
     (found + matrix).backward()
     torch.testing.assert_close(found.double(), equation_1(batch, *exact), atol=1e-3, rtol=1e-4)
     assert all(leaf.grad is not None and torch.isfinite(leaf.grad).all() for leaf in leaves(outputs))
@@ -150,7 +149,7 @@ def test_the_bounds_of_the_temperature_overflow_nothing(temperature: float) -> N
 def test_no_pair_at_all_is_zero_with_a_gradient_path() -> None:
     batch = candidates_batch(0, [])
     outputs = random_outputs(batch, 0, 0.07)
-    found, matrix = contrastive_losses(outputs, batch, in_batch=True)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=True)
     (found + matrix).backward()
     assert float(found.detach()) == 0.0 and float(matrix.detach()) == 0.0
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves(outputs))
@@ -195,5 +194,5 @@ def test_equation_1_by_hand() -> None:
     images = torch.stack([first] * len(batch.image_rows_I))
     texts = torch.stack([first if kind == Kind.NEGATIVE else second for kind in batch.text_kinds_X.tolist()])
     outputs = random_outputs(batch, 0, 0.5)._replace(image_vectors_ID=images, text_vectors_XD=texts)
-    candidates = score_candidates(outputs, batch, images[:1], texts[:1])
+    candidates = score_candidates(outputs, batch)
     assert float(pair_loss(candidates, 1).detach()) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)

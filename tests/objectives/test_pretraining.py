@@ -1,4 +1,4 @@
-"""One loss of five objectives: weights, denominators, objectives switched off, micro-batches that add up."""
+"""One loss of six objectives: weights, denominators, objectives switched off, micro-batches that add up."""
 
 from typing import Any
 
@@ -12,12 +12,13 @@ from tests.helpers import TINY, random_batch
 from unimo_ds.batch import Batch, Counts, Kind, Target
 from unimo_ds.config import ObjectivesSection
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.objectives.contrastive import contrastive_losses
+from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 from unimo_ds.objectives.language import language_losses
+from unimo_ds.objectives.matching import matching_loss
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 from unimo_ds.objectives.regions import region_losses
 
-OFF: dict[str, Any] = {"mlm": 0, "seq2seq": 0, "mrfr": 0, "mrc": 0, "cmcl": {"weight": 0}}
+OFF: dict[str, Any] = {"mlm": 0, "seq2seq": 0, "mrfr": 0, "mrc": 0, "cmcl": {"weight": 0}, "matching": 0}
 
 
 def everything(seed: int = 0) -> Batch:
@@ -31,7 +32,13 @@ def totals(*batches: Batch) -> Totals:
 
 def model(objectives: dict[str, Any] | None = None) -> PretrainingModel:
     torch.manual_seed(0)
-    return PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate(objectives or {}))
+    return PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate({"matching": 1, **(objectives or {})}))
+
+
+def shares_of(module: PretrainingModel, batch: Batch, denominators: Totals) -> tuple[Tensor, Tensor]:
+    """The loss and the objectives' shares of it."""
+    loss, measured = module(batch, denominators)
+    return loss, measured[: len(NAMES)]
 
 
 def gradients(module: PretrainingModel, batch: Batch, denominators: Totals) -> dict[str, Tensor]:
@@ -75,32 +82,40 @@ def test_region_losses_by_hand() -> None:
 
 def test_shares_are_sums_over_totals_and_the_loss_their_weighted_sum() -> None:
     batch = everything()
-    module = model({"mlm": 0.5, "seq2seq": 2.0, "mrfr": 3.0, "mrc": 0.25, "cmcl": {"weight": 1.5, "in_batch": 0.4}})
-    loss, shares = module(batch, Totals(mlm=10, seq2seq=20, regions=30, pairs=40, positions=1))
+    module = model(
+        {"mlm": 0.5, "seq2seq": 2.0, "mrfr": 3.0, "mrc": 0.25, "cmcl": {"weight": 1.5, "in_batch": 0.4}, "matching": 0.7}
+    )
+    loss, shares = shares_of(module, batch, Totals(mlm=10, seq2seq=20, regions=30, pairs=40, positions=1))
     outputs = module.unimo(batch)
-    pairwise, matrix = contrastive_losses(outputs, batch, in_batch=True)
-    sums = [*language_losses(outputs, batch), *region_losses(outputs, batch), 1.5 * (pairwise + 0.4 * matrix)]
-    expected = [float(value.detach()) / count for value, count in zip(sums, (10, 20, 30, 30, 40), strict=True)]
+    pairwise, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=True)
+    sums = [
+        *language_losses(outputs, batch),
+        *region_losses(outputs, batch),
+        1.5 * (pairwise + 0.4 * matrix),
+        matching_loss(outputs, batch),
+    ]
+    expected = [float(value.detach()) / count for value, count in zip(sums, (10, 20, 30, 30, 40, 40), strict=True)]
     assert all(value > 0 for value in expected)
     assert shares.tolist() == pytest.approx(expected, rel=1e-5)
     assert not shares.requires_grad
-    joined = sum(weight * value for weight, value in zip((0.5, 2.0, 3.0, 0.25, 1.0), expected, strict=True))
+    joined = sum(weight * value for weight, value in zip((0.5, 2.0, 3.0, 0.25, 1.0, 0.7), expected, strict=True))
     assert float(loss.detach()) == pytest.approx(joined, rel=1e-5)
 
 
 def test_a_total_of_0_divides_nothing_by_0() -> None:
     batch = random_batch(0, texts=1)
-    _, shares = model()(batch, totals(batch))
+    _, shares = shares_of(model(), batch, totals(batch))
     found = dict(zip(NAMES, shares.tolist(), strict=True))
     assert found["mlm"] > 0 and found["seq2seq"] > 0
-    assert found["mrfr"] == found["mrc"] == found["cmcl"] == 0.0
+    assert found["mrfr"] == found["mrc"] == found["cmcl"] == found["matching"] == 0.0
 
 
 # What only one objective trains, by the beginning of the parameter's name.
 OWN = {
     "mrfr": ("unimo.region_head.feature",),
     "mrc": ("unimo.region_head.classes",),
-    "cmcl": ("unimo.image_pooler", "unimo.text_pooler", "unimo.temperature"),
+    "cmcl": ("unimo.temperature",),
+    "matching": ("unimo.matching_head",),
 }
 
 
@@ -128,7 +143,7 @@ def test_without_the_similarity_matrix_vectors_alone_get_a_gradient_only_from_re
     outputs = model().unimo(batch)
     for vectors in (outputs.image_vectors_ID, outputs.text_vectors_XD):
         vectors.retain_grad()
-    sum(contrastive_losses(outputs, batch, in_batch=False)).backward()
+    sum(contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=False)).backward()
     for vectors, kinds in (
         (outputs.image_vectors_ID, batch.image_kinds_I),
         (outputs.text_vectors_XD, batch.text_kinds_X),
@@ -145,8 +160,8 @@ def test_gradients_of_micro_batches_add_up_to_the_joined_batch_s() -> None:
     module = model({"cmcl": {"in_batch": 0}})  # the matrix spans one micro-batch by design
     split = [gradients(module, part, denominators) for part in parts]
     whole = gradients(module, joined, denominators)
-    shares = [module(part, denominators)[1] for part in parts]
-    torch.testing.assert_close(shares[0] + shares[1], module(joined, denominators)[1], atol=1e-6, rtol=1e-5)
+    shares = [shares_of(module, part, denominators)[1] for part in parts]
+    torch.testing.assert_close(shares[0] + shares[1], shares_of(module, joined, denominators)[1], atol=1e-6, rtol=1e-5)
     for name, gradient in whole.items():
         scale = 1e-3 + float(gradient.abs().max())
         torch.testing.assert_close(split[0][name] + split[1][name], gradient, atol=2e-5 * scale, rtol=1e-4)
@@ -163,8 +178,8 @@ def test_the_similarity_matrix_of_a_joined_batch_is_harder_than_of_its_parts() -
 def test_the_loss_is_scaled_by_the_world_against_the_averaging_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = random_batch(0, texts=1, images=1)
     module = model({"cmcl": {"in_batch": 0}})
-    loss, shares = module(batch, totals(batch))
+    loss, shares = shares_of(module, batch, totals(batch))
     monkeypatch.setattr("unimo_ds.distributed.world_size", lambda: 4)
-    scaled, same = module(batch, totals(batch))
+    scaled, same = shares_of(module, batch, totals(batch))
     assert float(scaled.detach()) == pytest.approx(4 * float(loss.detach()))
     assert torch.equal(shares, same)

@@ -7,12 +7,7 @@ input makes a new folder and an unchanged one is reused. It is written under ano
 
 import hashlib
 import json
-import os
-import platform
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +16,26 @@ import numpy.typing as npt
 import xxhash
 
 from unimo_ds.config import CorpusSection, DataSection
+from unimo_ds.data.candidates import FoundNeighbours, Rewrites, prepare_neighbours, prepare_rewrites
+from unimo_ds.data.prepared import (
+    Keys,
+    Rejects,
+    TokenFile,
+    batched,
+    open_tokens,
+    prepare_once,
+    read_manifest,
+    write_keys,
+    write_manifest,
+)
 from unimo_ds.data.records import Record, read_records
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
 from unimo_ds.progress import track
+from unimo_ds.rewrites import pair_digest
 from unimo_ds.tokenizer import Tokenizer
 
-_VERSION = 2
-_TOKENISED_AT_ONCE = 1000
-_SHOWN_REJECTS = 5
+_VERSION = 3
 _NO_IMAGE = -1
 
 
@@ -39,19 +45,25 @@ class Corpus:
     Args:
         folder: what `prepare_corpus` returned.
         section: the corpus's configuration.
+
+    Attributes:
+        store: the regions of its images, or None.
+        rewrites, neighbours: the candidates of its pairs for CMCL, or None.
     """
 
     def __init__(self, folder: Path, section: CorpusSection) -> None:
         self.section = section
         self.name = section.name
-        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        self._tokens = np.memmap(folder / "tokens.bin", np.uint16 if self.manifest["narrow"] else np.uint32, mode="r")
+        self.manifest = read_manifest(folder)
+        self._tokens = open_tokens(folder / "tokens.bin", self.manifest["narrow"])
         self._offsets = np.load(folder / "token_offsets.npy", mmap_mode="r")
         self._images = np.load(folder / "images.npy", mmap_mode="r")
         self._region_counts = np.load(folder / "region_counts.npy", mmap_mode="r")
-        self._key_bytes = np.memmap(folder / "keys.bin", np.uint8, mode="r")
-        self._key_offsets = np.load(folder / "key_offsets.npy", mmap_mode="r")
+        self._keys = Keys(folder)
+        self.digests: npt.NDArray[np.uint64] = np.load(folder / "digests.npy", mmap_mode="r")
         self.store = RegionStore(section.regions) if section.regions is not None else None
+        self.rewrites: Rewrites | None = None
+        self.neighbours: FoundNeighbours | None = None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -70,7 +82,7 @@ class Corpus:
 
     def image_key(self, index: int) -> str:
         """Key, in the regions store, of the image of sample `index`."""
-        return self._key(int(self._images[index]))
+        return self._keys[int(self._images[index])]
 
     def image_group(self, index: int) -> int:
         """A number that samples of one image share, whichever corpora they are from: positives of the similarity matrix.
@@ -79,14 +91,21 @@ class Corpus:
         """
         return xxhash.xxh3_64_intdigest(f"{self.section.regions}/{self.image_key(index)}".encode()) >> 1
 
-    def _key(self, image: int) -> str:
-        return bytes(self._key_bytes[self._key_offsets[image] : self._key_offsets[image + 1]]).decode()
-
 
 def prepare_corpora(data: DataSection, corpora: list[CorpusSection], show: bool = True) -> list[Corpus]:
-    """Prepares those of `corpora` that are not ready, and opens all."""
+    """Prepares those of `corpora` that are not ready, and opens all, with their rewrites and neighbours."""
     tokenizer = Tokenizer(data.tokenizer)
-    return [Corpus(prepare_corpus(section, data, tokenizer, show), section) for section in corpora]
+    opened = [Corpus(prepare_corpus(section, data, tokenizer, show), section) for section in corpora]
+    longest = data.max_text_tokens - 2
+    for corpus in opened:
+        name, section = corpus.name, corpus.section
+        if section.rewrites is not None:
+            corpus.rewrites = prepare_rewrites(name, section.rewrites, corpus.digests, tokenizer, data.prepared, longest, show)
+        if section.neighbours is not None:
+            corpus.neighbours = prepare_neighbours(
+                name, section.neighbours, corpus.digests, tokenizer, data.prepared, longest, show
+            )
+    return opened
 
 
 def prepare_corpus(section: CorpusSection, data: DataSection, tokenizer: Tokenizer, show: bool = True) -> Path:
@@ -106,20 +125,7 @@ def prepare_corpus(section: CorpusSection, data: DataSection, tokenizer: Tokeniz
     """
     store = RegionStore(section.regions) if section.regions is not None else None
     folder = data.prepared / f"{section.name}-{_fingerprint(section, data, tokenizer, store)}"
-    if (folder / "manifest.json").exists():
-        return folder
-    temporary = folder.with_name(f".{folder.name}.{platform.node()}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number, usual in containers
-    temporary.mkdir(parents=True)
-    try:
-        _write_corpus(temporary, section, data, tokenizer, store, show)
-        temporary.rename(folder)
-    except OSError:
-        if not (folder / "manifest.json").exists():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return prepare_once(folder, lambda folder: _write_corpus(folder, section, data, tokenizer, store, show))
 
 
 def _fingerprint(section: CorpusSection, data: DataSection, tokenizer: Tokenizer, store: RegionStore | None) -> str:
@@ -139,26 +145,7 @@ def _fingerprint(section: CorpusSection, data: DataSection, tokenizer: Tokenizer
     return hashlib.sha256(repr((*parts, regions)).encode()).hexdigest()[:12]
 
 
-class _Rejects:
-    """Counts rejected records and keeps the first few reasons for the report."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.reasons: list[str] = []
-
-    def __call__(self, reason: str) -> None:
-        self.count += 1
-        if len(self.reasons) < _SHOWN_REJECTS:
-            self.reasons.append(reason)
-
-    def report(self, name: str, used: int) -> None:
-        if self.count:
-            reasons = "".join(f"\n  {reason}" for reason in self.reasons)
-            more = f"\n  and {self.count - len(self.reasons)} more" if self.count > len(self.reasons) else ""
-            print(f"corpus {name}: {self.count} records left out, {used} used:{reasons}{more}", file=sys.stderr)
-
-
-def _records(section: CorpusSection, store: RegionStore | None, rejects: _Rejects) -> Iterator[Record]:
+def _records(section: CorpusSection, store: RegionStore | None, rejects: Rejects) -> Iterator[Record]:
     if section.format == "regions":
         assert store is not None  # by the section's own validation
         yield from (Record("", key) for key in store.keys())
@@ -172,21 +159,16 @@ def _records(section: CorpusSection, store: RegionStore | None, rejects: _Reject
             yield record
 
 
-def _batched(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 class _Writer:
     """Collects what becomes the arrays of a corpus; tokens go to disk as they come."""
 
     def __init__(self, folder: Path, store: RegionStore | None, narrow: bool, longest: int) -> None:
         self.folder, self.store, self.longest = folder, store, longest
         self.narrow = narrow
-        self._token_file = (folder / "tokens.bin").open("wb")
+        self._tokens = TokenFile(folder / "tokens.bin", narrow)
         self._offsets = [0]
         self._images: list[int] = []
+        self._digests: list[int] = []
         self._image_numbers: dict[str, int] = {}
         self._region_counts: list[int] = []
 
@@ -194,6 +176,7 @@ class _Writer:
         """A long text becomes several samples; a pair's caption is cut."""
         if record.image is not None:
             self._append(ids[: self.longest], self._image_number(record.image))
+            self._digests.append(pair_digest(record.image, record.text))
             return
         pieces = -(-len(ids) // self.longest)  # pieces of equal length: no tiny remainder
         size = -(-len(ids) // max(pieces, 1))
@@ -201,8 +184,8 @@ class _Writer:
             self._append(ids[start : start + size], _NO_IMAGE)
 
     def _append(self, ids: list[int], image: int) -> None:
-        self._token_file.write(np.asarray(ids, np.uint16 if self.narrow else np.uint32).tobytes())
-        self._offsets.append(self._offsets[-1] + len(ids))
+        self._tokens.append(ids)
+        self._offsets.append(self._tokens.tokens)
         self._images.append(image)
 
     def _image_number(self, key: str) -> int:
@@ -214,17 +197,15 @@ class _Writer:
 
     def finish(self, manifest: dict[str, Any]) -> int:
         """Writes the arrays and the manifest; returns the number of samples."""
-        if self._offsets[-1] == 0:
-            self._token_file.write(b"\0\0\0\0")  # an empty file cannot be memory-mapped
-        self._token_file.close()
-        keys = [key.encode() for key in self._image_numbers]
-        (self.folder / "keys.bin").write_bytes(b"".join(keys) or b"\0")
-        np.save(self.folder / "key_offsets.npy", np.cumsum([0, *map(len, keys)], dtype=np.int64))
+        self._tokens.close()
+        write_keys(self.folder, list(self._image_numbers))
+        np.save(self.folder / "digests.npy", np.asarray(self._digests, np.uint64))
         np.save(self.folder / "token_offsets.npy", np.asarray(self._offsets, np.int64))
         np.save(self.folder / "images.npy", np.asarray(self._images, np.int32))
         np.save(self.folder / "region_counts.npy", np.asarray(self._region_counts, np.int32))
-        totals = {"samples": len(self._images), "tokens": self._offsets[-1], "images": len(keys), "narrow": self.narrow}
-        (self.folder / "manifest.json").write_text(json.dumps({**manifest, **totals}, indent=1), encoding="utf-8")
+        images = len(self._image_numbers)
+        totals = {"samples": len(self._images), "tokens": self._offsets[-1], "images": images, "narrow": self.narrow}
+        write_manifest(self.folder, {**manifest, **totals})
         return len(self._images)
 
 
@@ -236,10 +217,10 @@ def _write_corpus(
     store: RegionStore | None,
     show: bool,
 ) -> None:
-    rejects = _Rejects()
+    rejects = Rejects()
     writer = _Writer(folder, store, tokenizer.size <= 1 << 16, data.max_text_tokens - 2)
     records = track(_records(section, store, rejects), f"preparing {section.name}", unit="records", enabled=show)
-    for batch in _batched(records, _TOKENISED_AT_ONCE):
+    for batch in batched(records):
         texts = [record.text for record in batch]
         encoded = tokenizer.encode(texts) if section.kind != "images" else [[] for _ in texts]
         for record, ids in zip(batch, encoded, strict=True):
@@ -254,7 +235,7 @@ def _write_corpus(
     }
     used = writer.finish(manifest)
     if show:
-        rejects.report(section.name, used)
+        rejects.report(f"corpus {section.name}", used)
     if used == 0:
         reasons = "; ".join(rejects.reasons) or "it is empty"
         raise DataError(f"corpus {section.name}: not one usable record in {section.path or section.regions}: {reasons}")

@@ -13,8 +13,8 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.order import Draw, Mixture, generator, order
 from unimo_ds.data.packing import Packer
-from unimo_ds.data.plan import VIEWS, Item, Planner, share
-from unimo_ds.data.sequences import Member, ViewMaker
+from unimo_ds.data.plan import VIEWS, Candidate, Item, Planner, share
+from unimo_ds.data.sequences import Member, PackedText, ViewMaker
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DamagedRecordError
 from unimo_ds.regions import Regions
@@ -63,24 +63,28 @@ class PretrainingData(Dataset[StepData]):
         self._views = ViewMaker(tokenizer, config.objectives.masking)
 
     def __getitem__(self, step: int) -> StepData:
-        draws = order(self._config.seed, self._mixture, step)
-        micro_batches = share(self._planner.items(draws), self._world_size, self._config.data.positions_per_micro_batch)
+        micro_batches = share(self.items(step), self._world_size, self._config.data.positions_per_micro_batch)
         mine = [ranks[self._rank] for ranks in micro_batches]
         problems: list[str] = []
-        batches = [self._pack(items, problems) for items in mine]
+        batches = [self.pack(items, problems) for items in mine]
         return StepData(step, batches, [item.draw for items in mine for item in items], problems)
 
-    def _pack(self, items: list[Item], problems: list[str]) -> Batch:
+    def items(self, step: int) -> list[Item]:
+        """The samples of a step, over all ranks, with their candidates."""
+        return self._planner.items(order(self._config.seed, self._mixture, step))
+
+    def pack(self, items: Sequence[Item], problems: list[str]) -> Batch:
+        """The batch of some samples of a step, each with all its views; what is left out is added to `problems`."""
         packer = Packer(self._feature_width, self._config.data.max_regions)
         for item in items:
             try:
-                self._add_sample(packer, item)
+                self._add_sample(packer, item, problems)
             except DamagedRecordError as error:
                 corpus = self._corpora[item.draw.corpus]
                 problems.append(f"corpus {corpus.name}, sample {item.draw.index} left out of this step: {error}")
         return packer.build()
 
-    def _add_sample(self, packer: Packer, item: Item) -> None:
+    def _add_sample(self, packer: Packer, item: Item, problems: list[str]) -> None:
         kind = self._corpora[item.draw.corpus].section.kind
         rng = generator(self._config.seed, item.draw, VIEWS)
         if kind == "texts":
@@ -88,7 +92,7 @@ class PretrainingData(Dataset[StepData]):
         elif kind == "images":
             self._add_image(packer, item, rng)
         else:
-            self._add_pair(packer, item, rng)
+            self._add_pair(packer, item, rng, problems)
 
     def _regions(self, item: Item) -> Regions:
         """The image of a sample; one that its store has lost since the corpus was prepared counts as damaged."""
@@ -124,7 +128,7 @@ class PretrainingData(Dataset[StepData]):
             image, shown = packer.add_image(regions)
             packer.add(View(image=image, regions=shown, hidden=self._views.hidden_regions(regions, shown, rng)))
 
-    def _add_pair(self, packer: Packer, item: Item, rng: np.random.Generator) -> None:
+    def _add_pair(self, packer: Packer, item: Item, rng: np.random.Generator, problems: list[str]) -> None:
         """One masked view, in which one modality is hidden and the other whole, and the unmasked views of CMCL."""
         corpus = self._corpora[item.draw.corpus]
         regions = self._regions(item)
@@ -143,19 +147,53 @@ class PretrainingData(Dataset[StepData]):
                 case Target.SEQ2SEQ:
                     text = self._views.generated_text(tokens)
                     packer.add(View(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
-        if self._config.objectives.cmcl.weight:
-            self._add_contrastive(packer, item, image, shown)
+        if self._config.objectives.joint:
+            self._add_contrastive(packer, item, image, shown, problems)
 
-    def _add_contrastive(self, packer: Packer, item: Item, image: int, shown: int) -> None:
+    def _add_contrastive(self, packer: Packer, item: Item, image: int, shown: int, problems: list[str]) -> None:
+        """What CMCL and matching see of a pair: nothing is masked (docs/cmcl.md)."""
         corpus = self._corpora[item.draw.corpus]
         pair = packer.add_pair(corpus.image_group(item.draw.index))
         text = self._views.whole_text(corpus.tokens(item.draw.index))
         packer.add(View(image=image, regions=shown, text=text, member=Member(pair, Kind.PAIR)))
-        for negative in item.negatives:
-            other = self._views.whole_text(self._corpora[negative.corpus].tokens(negative.index))
-            packer.add(View(image=image, regions=shown, text=other, member=Member(pair, Kind.NEGATIVE)))
-        packer.add(View(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
-        packer.add(View(text=text, member=Member(pair, Kind.ALONE)))
+        for candidate in item.candidates:
+            member = Member(pair, candidate.kind, candidate.source)
+            if candidate.image:
+                self._add_found_image(packer, corpus, candidate, member, problems)
+            elif candidate.kind == Kind.RETRIEVED:
+                packer.add(View(text=self.candidate_text(item.draw, candidate), member=member))
+            else:
+                packer.add(View(image=image, regions=shown, text=self.candidate_text(item.draw, candidate), member=member))
+        if self._config.objectives.cmcl.weight:
+            packer.add(View(image=image, regions=shown, member=Member(pair, Kind.ALONE)))
+            packer.add(View(text=text, member=Member(pair, Kind.ALONE)))
+
+    def _add_found_image(
+        self, packer: Packer, corpus: Corpus, candidate: Candidate, member: Member, problems: list[str]
+    ) -> None:
+        """A retrieved image that cannot be read costs itself, not its pair."""
+        assert corpus.neighbours is not None
+        try:
+            regions = corpus.neighbours.regions(candidate.number)
+        except (KeyError, DamagedRecordError) as error:
+            store, key = corpus.neighbours.image_name(candidate.number)
+            problems.append(f"corpus {corpus.name}, found image {key!r} of {store} left out of this step: {error}")
+            return
+        found, found_shown = packer.add_image(regions)
+        packer.add(View(image=found, regions=found_shown, member=member))
+
+    def candidate_text(self, draw: Draw, candidate: Candidate) -> PackedText:
+        """The text of a candidate of sample `draw`."""
+        corpus = self._corpora[draw.corpus]
+        if candidate.lender is not None:
+            tokens = self._corpora[candidate.lender.corpus].tokens(candidate.lender.index)
+        elif candidate.kind == Kind.RETRIEVED:
+            assert corpus.neighbours is not None
+            tokens = corpus.neighbours.tokens(candidate.number)
+        else:
+            assert corpus.rewrites is not None
+            tokens = corpus.rewrites.tokens(draw.index, candidate.source, candidate.number)
+        return self._views.whole_text(tokens)
 
 
 def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefetch: int) -> Iterator[StepData]:

@@ -189,6 +189,8 @@ def _place_member(columns: dict[str, _Column], sequence: Sequence, member: Membe
             columns[f"{part}_rows_{suffix}"].append(row + offset)
             columns[f"{part}_pairs_{suffix}"].append(member.pair)
             columns[f"{part}_kinds_{suffix}"].append(int(member.kind))
+            if part == "text":
+                columns["text_sources_X"].append(int(member.source))
 
 
 def pack_alone(images: Items[Regions], texts: Items[PackedText], feature_width: int, max_regions: int) -> Batch:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unimo_ds.batch import Kind, Target
+from unimo_ds.batch import Kind, Source, Target
 from unimo_ds.config import MaskingSection
 from unimo_ds.data.masking import choose_fragments, choose_regions, choose_spans, corrupt
 from unimo_ds.regions import Regions, intersection_over_union
@@ -25,10 +25,11 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Member:
-    """A sequence's part in CMCL: its pair's local number, and what it is to the pair."""
+    """A sequence's part in CMCL: its pair's local number, what it is to the pair, and where its text was taken from."""
 
     pair: int
     kind: Kind
+    source: Source = Source.OWN
 
 
 @dataclass(frozen=True)

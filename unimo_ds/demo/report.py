@@ -26,7 +26,8 @@ OBJECTIVES = {
     "seq2seq": ("written words", "write the missing part of a text, or a whole caption after its picture"),
     "mrfr": ("region features", "restore the feature vectors of hidden picture regions"),
     "mrc": ("region classes", "say which classes the detector saw in hidden regions"),
-    "cmcl": ("matching", "draw a picture and its caption together, and all others apart"),
+    "cmcl": ("contrast", "draw a picture and its caption together, and all others apart"),
+    "matching": ("true or false", "say whether a caption is true of its picture"),
 }
 _RANKS = (1, 5, 10)
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}

@@ -60,9 +60,9 @@ def deepspeed_config(training: TrainingSection) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports: the objectives' shares of this rank, and the norm of the joined gradient."""
+    """What a step reports: what the module measured on this rank, and the norm of the joined gradient."""
 
-    shares: Tensor
+    measured: Tensor
     gradient_norm: float
 
 
@@ -71,7 +71,7 @@ class Engine:
 
     Args:
         build: makes the module; under ZeRO-3 it runs where parameters are partitioned as they are made. Its forward takes
-            `(batch, totals)` and returns the loss to differentiate and the objectives' shares.
+            `(batch, totals)` and returns the loss to differentiate and what it measured, numbers that add up.
         groups: makes the optimizer's parameter groups from the module.
         training: the run's section.
         weights: full tensors by parameter name to start from, or None. Under ZeRO-3 rank 0's are used.
@@ -129,13 +129,13 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate(self._training, step)
-        shares = self.backward_only(batches, totals)
+        measured = self.backward_only(batches, totals)
         # Without ZeRO, DeepSpeed clips without telling the norm.
         norm = float(_norm(self.module)) if self.stage == 0 else None
         self._engine.step()
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
-        return StepResult(shares, norm)
+        return StepResult(measured, norm)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Full gradients by parameter name, float32; between backward and update, for tests. All ranks must iterate."""
@@ -145,15 +145,15 @@ class Engine:
             yield name, safe_get_full_grad(parameter).detach().float()
 
     def backward_only(self, batches: list[Any], totals: Any) -> Tensor:
-        """Forward and backward without the update: leaves the gradients for `gradients`; returns the shares."""
-        shares: Tensor | None = None
+        """Forward and backward without the update: leaves the gradients for `gradients`; returns what was measured."""
+        measured: Tensor | None = None
         for number, batch in enumerate(batches, 1):
             self._engine.set_gradient_accumulation_boundary(number == len(batches))
             loss, part = self._engine(batch, totals)
             self._engine.backward(loss)
-            shares = part if shares is None else shares + part
-        assert shares is not None
-        return shares
+            measured = part if measured is None else measured + part
+        assert measured is not None
+        return measured
 
     def full_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Each parameter's full float32 master weight and Adam moments, on the CPU. All ranks must iterate."""

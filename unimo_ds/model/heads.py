@@ -56,8 +56,22 @@ class Pooler(nn.Module):
         self.dense = Linear(model.hidden_size, model.hidden_size, model)
 
     def forward(self, hidden_QD: Tensor) -> Tensor:
-        """Unit vectors, float32 [Q, D]."""
-        return F.normalize(F.relu(self.dense(hidden_QD)).float(), dim=-1)
+        """Pooled vectors, none negative, [Q, D]."""
+        pooled_QD: Tensor = F.relu(self.dense(hidden_QD))
+        return pooled_QD
+
+
+class MatchingHead(nn.Module):
+    """`Linear(pooled image * pooled text)`: how well an image and a text that were encoded together fit (unimo-spec, 7.3)."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.score = Linear(model.hidden_size, 1, model)
+
+    def forward(self, image_JD: Tensor, text_JD: Tensor) -> Tensor:
+        """Logits, float32 [J]."""
+        logits_J: Tensor = self.score(image_JD * text_JD).float().squeeze(1)
+        return logits_J
 
 
 class Temperature(nn.Module):

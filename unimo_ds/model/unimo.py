@@ -6,13 +6,14 @@ call the same modules in the same order (DeepSpeed#1355, #7170). So there is no 
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimo_ds.batch import Batch
+from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.attention import plan_attention
 from unimo_ds.model.embeddings import StreamEmbedding
-from unimo_ds.model.heads import LanguageHead, Pooler, RegionHead, Temperature
+from unimo_ds.model.heads import LanguageHead, MatchingHead, Pooler, RegionHead, Temperature
 from unimo_ds.model.transformer import Transformer
 
 
@@ -26,6 +27,7 @@ class Outputs(NamedTuple):
         language_logits_MV: float32 scores of every word at the language targets, where asked for.
         region_features_GF, region_logits_GC: float32, predictions for hidden regions.
         image_vectors_ID, text_vectors_XD: float32 unit vectors of the contrastive members.
+        matching_logits_J: float32, how well each jointly encoded image and text fit, in the order of their members.
         temperature: float32 [1].
     """
 
@@ -35,6 +37,7 @@ class Outputs(NamedTuple):
     region_logits_GC: Tensor
     image_vectors_ID: Tensor
     text_vectors_XD: Tensor
+    matching_logits_J: Tensor
     temperature: Tensor
 
 
@@ -54,6 +57,7 @@ class Unimo(nn.Module):
         self.region_head = RegionHead(model)
         self.image_pooler = Pooler(model)
         self.text_pooler = Pooler(model)
+        self.matching_head = MatchingHead(model)
         self.temperature = Temperature(temperature)
 
     def forward(self, batch: Batch, want_logits: bool = False) -> Outputs:
@@ -73,13 +77,17 @@ class Unimo(nn.Module):
             want_logits,
         )
         features_GF, logits_GC = self.region_head(hidden_TD.index_select(0, batch.target_rows_G))
+        image_ID = self.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
+        text_XD = self.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
+        joint_ID, joint_XD = image_ID[batch.image_kinds_I <= Kind.NEGATIVE], text_XD[batch.text_kinds_X <= Kind.NEGATIVE]
         return Outputs(
             language_losses_M=losses_M,
             language_logits_MV=logits_MV,
             region_features_GF=features_GF,
             region_logits_GC=logits_GC,
-            image_vectors_ID=self.image_pooler(hidden_TD.index_select(0, batch.image_rows_I)),
-            text_vectors_XD=self.text_pooler(hidden_TD.index_select(0, batch.text_rows_X)),
+            image_vectors_ID=F.normalize(image_ID.float(), dim=-1),
+            text_vectors_XD=F.normalize(text_XD.float(), dim=-1),
+            matching_logits_J=self.matching_head(joint_ID, joint_XD),
             temperature=self.temperature(),
         )
 

@@ -20,55 +20,67 @@ import torch
 from torch import Tensor
 
 from unimo_ds import distributed
-from unimo_ds.batch import Batch, Kind
+from unimo_ds.batch import Batch, Kind, Source
 from unimo_ds.kernels.contrastive import contrastive_statistics
 from unimo_ds.model.unimo import Outputs
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scores `d/t` of all candidates of the local pairs."""
+    """Scores `d/t` of all candidates of the local pairs, the number of each one's pair, its `Kind` and its `Source`.
+
+    Jointly encoded ones come first, in the order of their members, then retrieved images, then retrieved texts.
+    """
 
     scores_J: Tensor
     pairs_J: Tensor
-    positive_J: Tensor
+    kinds_J: Tensor
+    sources_J: Tensor
 
 
-def contrastive_losses(outputs: Outputs, batch: Batch, in_batch: bool) -> tuple[Tensor, Tensor]:
+def contrastive_losses(outputs: Outputs, batch: Batch, candidates: Candidates, in_batch: bool) -> tuple[Tensor, Tensor]:
     """Sums over the local pairs of both parts, float32 scalars; every rank must call it.
 
     Args:
         outputs: the model's.
         batch: the micro-batch of this rank.
+        candidates: what `score_candidates` made of them.
         in_batch: whether the similarity matrix is wanted; without it the second sum is 0.
     """
-    image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
-    text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
-    candidates = score_candidates(outputs, batch, image_PD, text_PD)
     pairwise = pair_loss(candidates, len(batch.pair_groups_P))
     if not in_batch:
         return pairwise, pairwise.new_zeros(())
+    image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
+    text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
     return pairwise, matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature)
 
 
-def score_candidates(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Tensor) -> Candidates:
+def score_candidates(outputs: Outputs, batch: Batch) -> Candidates:
     """Every candidate of every local pair, scored as its kind demands."""
+    image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
+    text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
     joint_I, joint_X = batch.image_kinds_I <= Kind.NEGATIVE, batch.text_kinds_X <= Kind.NEGATIVE
     found_I, found_X = batch.image_kinds_I == Kind.RETRIEVED, batch.text_kinds_X == Kind.RETRIEVED
     joint = (outputs.image_vectors_ID[joint_I] * outputs.text_vectors_XD[joint_X]).sum(1)
     images = (outputs.image_vectors_ID[found_I] * text_PD[batch.image_pairs_I[found_I]]).sum(1)
     texts = (outputs.text_vectors_XD[found_X] * image_PD[batch.text_pairs_X[found_X]]).sum(1)
-    kinds = torch.cat([batch.image_kinds_I[joint_I], batch.image_kinds_I[found_I], batch.text_kinds_X[found_X]])
     return Candidates(
         scores_J=torch.cat([joint, images, texts]) / outputs.temperature,
         pairs_J=torch.cat([batch.image_pairs_I[joint_I], batch.image_pairs_I[found_I], batch.text_pairs_X[found_X]]),
-        positive_J=kinds != Kind.NEGATIVE,
+        kinds_J=torch.cat([batch.image_kinds_I[joint_I], batch.image_kinds_I[found_I], batch.text_kinds_X[found_X]]),
+        sources_J=torch.cat(
+            [
+                batch.text_sources_X[joint_X],
+                torch.full_like(batch.image_kinds_I[found_I], Source.COLLECTION),
+                batch.text_sources_X[found_X],
+            ]
+        ),
     )
 
 
 def pair_loss(candidates: Candidates, pairs: int) -> Tensor:
     """Equation 1, summed over the local pairs."""
-    positive = candidates.positive_J
+    positive = candidates.kinds_J != Kind.NEGATIVE
     over_all_P = _log_sum_by_pair(candidates.scores_J, candidates.pairs_J, pairs)
     over_positives_P = _log_sum_by_pair(candidates.scores_J[positive], candidates.pairs_J[positive], pairs)
     return (over_all_P - over_positives_P).sum()

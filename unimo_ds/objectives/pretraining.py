@@ -13,11 +13,13 @@ from unimo_ds import distributed
 from unimo_ds.batch import Batch
 from unimo_ds.config import ObjectivesSection
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.objectives.contrastive import contrastive_losses
+from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 from unimo_ds.objectives.language import language_losses
+from unimo_ds.objectives.matching import matching_loss
+from unimo_ds.objectives.meter import meter_sums
 from unimo_ds.objectives.regions import region_losses
 
-NAMES = ("mlm", "seq2seq", "mrfr", "mrc", "cmcl")
+NAMES = ("mlm", "seq2seq", "mrfr", "mrc", "cmcl", "matching")
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,39 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.unimo = unimo
         self._objectives = objectives
-        weights = (objectives.mlm, objectives.seq2seq, objectives.mrfr, objectives.mrc, float(objectives.cmcl.weight > 0))
-        self._weights = torch.tensor(weights)
+        self._weights = torch.tensor(loss_weights(objectives))
 
     def forward(self, batch: Batch, totals: Totals) -> tuple[Tensor, Tensor]:
-        """The loss to differentiate, and this micro-batch's share of each objective.
+        """The loss to differentiate, and what is measured of this micro-batch.
 
         Returns:
             A scalar whose gradient, averaged over ranks as data parallelism does, is the gradient of the step's loss; and
-            the shares, float32 [5] in the order of `NAMES`, which sum over ranks and micro-batches to the step's losses.
+            float32 numbers that add up over ranks and micro-batches: each objective's share of the step's loss, in the
+            order of `NAMES`, then the sums of the CMCL meter, in the order of `METER`.
         """
         outputs = self.unimo(batch)
         cmcl = self._objectives.cmcl
-        pairwise, matrix = contrastive_losses(outputs, batch, in_batch=cmcl.in_batch > 0)
+        candidates = score_candidates(outputs, batch)
+        # Without CMCL nothing is encoded alone, and there is no matrix.
+        pairwise, matrix = contrastive_losses(outputs, batch, candidates, in_batch=cmcl.weight * cmcl.in_batch > 0)
         sums = torch.stack(
             [
                 *language_losses(outputs, batch),
                 *region_losses(outputs, batch),
                 cmcl.weight * (pairwise + cmcl.in_batch * matrix),
+                matching_loss(outputs, batch),
             ]
         )
         counts = torch.tensor(
-            [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs], device=sums.device
+            [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs, totals.pairs], device=sums.device
         ).clamp(min=1)
         shares = sums / counts
         loss = (shares * self._weights.to(sums.device)).sum()
-        return loss * distributed.world_size(), shares.detach()
+        measured = torch.cat([shares.detach(), meter_sums(outputs, batch, candidates)])
+        return loss * distributed.world_size(), measured
+
+
+def loss_weights(objectives: ObjectivesSection) -> tuple[float, ...]:
+    """The weight of each objective's share in the loss, in the order of `NAMES`; CMCL's share has its weight in it."""
+    on = float(objectives.cmcl.weight > 0)
+    return objectives.mlm, objectives.seq2seq, objectives.mrfr, objectives.mrc, on, objectives.matching
