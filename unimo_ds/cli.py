@@ -29,12 +29,18 @@ def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], ov
     from unimo_ds.data.corpus import prepare_corpora
 
     run = load_config(config, overrides or [])
-    held_out = [run.evaluation.pairs] if run.evaluation else []
+    held_out = [section for section in (run.evaluation.pairs, run.evaluation.texts) if section] if run.evaluation else []
     for corpus in prepare_corpora(run.data, [*run.data.corpora, *held_out]):
         manifest = corpus.manifest
         typer.echo(
             f"{corpus.name}: {manifest['samples']:,} samples, {manifest['tokens']:,} tokens, {manifest['images']:,} images"
         )
+        if corpus.rewrites is not None:
+            counts = ", ".join(f"{count:,} {name}" for name, count in corpus.rewrites.manifest["rewrites"].items())
+            typer.echo(f"  rewrites: {counts}; {corpus.rewrites.manifest['samples_without']:,} samples without any")
+        if corpus.neighbours is not None:
+            found = corpus.neighbours.manifest
+            typer.echo(f"  neighbours: {found['images']:,} images and {found['texts']:,} sentences to draw from")
 
 
 @app.command()
@@ -62,6 +68,18 @@ def train_tokenizer(
 
     train(lines(), size, out)
     typer.echo(f"{out}: written")
+
+
+@app.command()
+def ablate(
+    plan: Annotated[Path, typer.Argument(help="the table of runs, as YAML (recipes/ablations.yaml)")],
+    parallel: Annotated[int | None, typer.Option(help="runs at the same time, one thread each (default: one a core)")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a variant by name; may be repeated (default: all)")] = None,
+) -> None:
+    """Run a table of ablations, each row one change over several seeds; what is finished is reused."""
+    from unimo_ds.ablation import run_ablations
+
+    run_ablations(plan, parallel, only)
 
 
 @app.command()

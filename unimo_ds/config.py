@@ -231,9 +231,12 @@ class EvaluationSection(Section):
     captions: Count = 8  # generated captions shown
     caption_tokens: PositiveInt = 24
     choices: list[ChoicesSection] = []
+    texts: CorpusSection | None = None  # held-out texts, whose masked words are to be named
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "EvaluationSection":
+    def _parts_fit(self) -> "EvaluationSection":
+        if self.pairs.kind != "pairs" or (self.texts is not None and self.texts.kind != "texts"):
+            raise ValueError("evaluation.pairs must be of kind pairs, and evaluation.texts of kind texts")
         names = [choice.name for choice in self.choices]
         if len(set(names)) != len(names):
             raise ValueError(f"choices must have different names, got {names}")

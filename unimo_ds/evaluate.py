@@ -6,6 +6,7 @@ with empty batches where its share is used up, so that ranks can never wait for 
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
 _RANKS = (1, 5, 10)
 _ITEMS_AT_ONCE = 32
+_TEXTS = 500
 _SHOWN_QUERIES = 12
 _SHOWN_CANDIDATES = 5
 _PURPOSE = 2  # of the random numbers that mask held-out captions
@@ -66,20 +68,23 @@ class Evaluation:
     choices: list[ChoiceExample]
 
 
-class HeldOutPairs:
+class HeldOut:
     """What an evaluation uses: the first `candidates` images of the corpus with all their captions, and tests by choice.
 
     Args:
         config: the run; has a section `evaluation`.
         corpus: the prepared held-out pairs.
+        texts: the prepared held-out texts, or None.
         tokenizer: the run's tokenizer.
         choices: the tests by choice.
     """
 
-    def __init__(self, config: RunConfig, corpus: Corpus, tokenizer: Tokenizer, choices: list[ChoiceTest]) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, texts: Corpus | None, tokenizer: Tokenizer, choices: list[ChoiceTest]
+    ) -> None:
         assert config.evaluation is not None and corpus.store is not None
         self.config, self.section = config, config.evaluation
-        self.corpus, self.tokenizer, self.choices = corpus, tokenizer, choices
+        self.corpus, self.texts, self.tokenizer, self.choices = corpus, texts, tokenizer, choices
         self.views = ViewMaker(tokenizer, config.objectives.masking)
         samples: dict[str, list[int]] = {}
         for index in range(len(corpus)):
@@ -112,7 +117,7 @@ class HeldOutPairs:
 
 
 @torch.no_grad()
-def evaluate_model(unimo: Unimo, pairs: HeldOutPairs, feature_width: int) -> Evaluation:
+def evaluate_model(unimo: Unimo, pairs: HeldOut, feature_width: int) -> Evaluation:
     """Measures a model; every rank must call it.
 
     Args:
@@ -126,6 +131,8 @@ def evaluate_model(unimo: Unimo, pairs: HeldOutPairs, feature_width: int) -> Eva
         similarity_XI = _similarities(unimo, pairs, feature_width)
         numbers = _retrieval_numbers(similarity_XI, pairs)
         numbers["eval/mlm_accuracy"] = _masked_word_accuracy(unimo, pairs, feature_width)
+        if pairs.texts is not None:
+            numbers["eval/text_mlm_accuracy"] = _masked_text_accuracy(unimo, pairs, pairs.texts, feature_width)
         captions = _generate_captions(unimo, pairs, feature_width)
         choices: list[ChoiceExample] = []
         for test in pairs.choices:
@@ -137,7 +144,7 @@ def evaluate_model(unimo: Unimo, pairs: HeldOutPairs, feature_width: int) -> Eva
     return Evaluation(numbers, _retrieval_examples(similarity_XI, pairs), captions, choices)
 
 
-def _similarities(unimo: Unimo, pairs: HeldOutPairs, width: int) -> npt.NDArray[np.float32]:
+def _similarities(unimo: Unimo, pairs: HeldOut, width: int) -> npt.NDArray[np.float32]:
     """Cosines of every caption with every image, each encoded alone, [captions, images]."""
     limit = pairs.config.data.max_regions
     images: list[tuple[list[int], npt.NDArray[np.float32]]] = []
@@ -163,7 +170,7 @@ def _in_order(parts: list[tuple[list[int], npt.NDArray[np.float32]]]) -> npt.NDA
     return rows[np.argsort(numbers)]
 
 
-def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPairs) -> dict[str, float]:
+def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOut) -> dict[str, float]:
     right_XI = pairs.image_of_caption[:, None] == np.arange(len(pairs.images))[None]
     numbers: dict[str, float] = {}
     for name, scores, right in (("i2t", similarity_XI.T, right_XI.T), ("t2i", similarity_XI, right_XI)):
@@ -174,7 +181,7 @@ def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPai
     return numbers
 
 
-def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPairs) -> list[RetrievalExample]:
+def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOut) -> list[RetrievalExample]:
     """One caption of each of the first images."""
     firsts = [
         int(np.flatnonzero(pairs.image_of_caption == image)[0]) for image in range(min(_SHOWN_QUERIES, len(pairs.images)))
@@ -193,26 +200,50 @@ def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOutPa
     return examples
 
 
-def _masked_word_accuracy(unimo: Unimo, pairs: HeldOutPairs, width: int) -> float:
+def _masked_word_accuracy(unimo: Unimo, pairs: HeldOut, width: int) -> float:
     """Share of masked words of held-out captions that the model names, given the image; the masks are always the same."""
-    right = total = 0
-    for numbers in distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE):
+
+    def batch_of(numbers: list[int]) -> Batch:
         packer = pairs.packer(width)
         for number in numbers:
             image, shown = packer.add_image(pairs.regions(int(pairs.image_of_caption[number])))
-            rng = generator(0, Draw(0, number, number), _PURPOSE)
-            text = pairs.views.masked_text(pairs.corpus.tokens(pairs.captions[number]), rng)
+            text = pairs.views.masked_text(pairs.corpus.tokens(pairs.captions[number]), _masks_of(number))
             packer.add(Sequence(image=image, regions=shown, text=text))
-        batch = packer.build().to(distributed.device())
-        logits_MV = unimo(batch, want_logits=True).language_logits_MV
-        right += int((logits_MV.argmax(1) == batch.language_labels_M).sum())
-        total += len(batch.language_labels_M)
+        return packer.build()
+
+    return _share_named(unimo, map(batch_of, distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE)))
+
+
+def _masked_text_accuracy(unimo: Unimo, pairs: HeldOut, texts: Corpus, width: int) -> float:
+    """The same for held-out texts alone; the first `_TEXTS` of them."""
+
+    def batch_of(numbers: list[int]) -> Batch:
+        packer = pairs.packer(width)
+        for number in numbers:
+            packer.add(Sequence(text=pairs.views.masked_text(texts.tokens(number), _masks_of(number))))
+        return packer.build()
+
+    return _share_named(unimo, map(batch_of, distributed.shares(min(len(texts), _TEXTS), _ITEMS_AT_ONCE)))
+
+
+def _masks_of(number: int) -> np.random.Generator:
+    return generator(0, Draw(0, number, number), _PURPOSE)
+
+
+def _share_named(unimo: Unimo, batches: Iterable[Batch]) -> float:
+    """Share of the language targets of all ranks' batches that the model names."""
+    right = total = 0
+    for batch in batches:
+        moved = batch.to(distributed.device())
+        logits_MV = unimo(moved, want_logits=True).language_logits_MV
+        right += int((logits_MV.argmax(1) == moved.language_labels_M).sum())
+        total += len(moved.language_labels_M)
     rights, totals = zip(*distributed.gather_objects((right, total)), strict=True)
     accuracy: float = sum(rights) / max(1, sum(totals))
     return accuracy
 
 
-def _generate_captions(unimo: Unimo, pairs: HeldOutPairs, width: int) -> list[CaptionExample]:
+def _generate_captions(unimo: Unimo, pairs: HeldOut, width: int) -> list[CaptionExample]:
     wanted = min(pairs.section.captions, len(pairs.images))
     mine = list(range(distributed.rank(), wanted, distributed.world_size()))
 
@@ -234,7 +265,7 @@ def _generate_captions(unimo: Unimo, pairs: HeldOutPairs, width: int) -> list[Ca
     return [CaptionExample(pairs.images[number], _captions_of(pairs, number), text) for number, text in everywhere]
 
 
-def _captions_of(pairs: HeldOutPairs, image: int) -> list[str]:
+def _captions_of(pairs: HeldOut, image: int) -> list[str]:
     return [pairs.text(int(caption)) for caption in np.flatnonzero(pairs.image_of_caption == image)]
 
 
@@ -243,15 +274,17 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     path.write_text(json.dumps(asdict(evaluation), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def held_out_pairs(config: RunConfig, tokenizer: Tokenizer, show: bool) -> HeldOutPairs | None:
+def open_held_out(config: RunConfig, tokenizer: Tokenizer, show: bool) -> HeldOut | None:
     """Prepares the evaluation of a run, if it has one; every rank must call it."""
     if config.evaluation is None:
         return None
+    sections = [config.evaluation.pairs, *([config.evaluation.texts] if config.evaluation.texts else [])]
     if distributed.rank() == 0:
-        prepare_corpora(config.data, [config.evaluation.pairs], show)
+        prepare_corpora(config.data, sections, show)
     distributed.barrier()
+    pairs, *texts = prepare_corpora(config.data, sections, show=False)
     choices = [ChoiceTest(section, config, tokenizer, show) for section in config.evaluation.choices]
-    return HeldOutPairs(config, prepare_corpora(config.data, [config.evaluation.pairs], show=False)[0], tokenizer, choices)
+    return HeldOut(config, pairs, texts[0] if texts else None, tokenizer, choices)
 
 
 def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
@@ -267,7 +300,7 @@ def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
         raise CheckpointError(f"{path}: neither a checkpoint (model.safetensors) nor a run folder with checkpoints/")
     config = load_config(checkpoint / "config.yaml", overrides)
     tokenizer = Tokenizer(checkpoint / "tokenizer")
-    pairs = held_out_pairs(config, tokenizer, show=True)
+    pairs = open_held_out(config, tokenizer, show=True)
     if pairs is None:
         raise ConfigError(f"{checkpoint / 'config.yaml'}: has no section evaluation; add evaluation.pairs.* as overrides")
     detector = read_state(checkpoint)["detector"]

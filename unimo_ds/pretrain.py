@@ -23,11 +23,12 @@ from unimo_ds.engine.engine import Engine, StepResult, learning_rate
 from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError, UnimoError
-from unimo_ds.evaluate import HeldOutPairs, evaluate_model, held_out_pairs, write_evaluation
+from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out, write_evaluation
 from unimo_ds.model.unimo import Unimo, parameter_groups
 from unimo_ds.objectives.meter import readings
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals, loss_weights
 from unimo_ds.progress import format_duration
+from unimo_ds.rewrites import LEVELS
 from unimo_ds.tokenizer import Tokenizer
 
 
@@ -44,7 +45,7 @@ def pretrain(config: RunConfig) -> Path | None:
     tokenizer = Tokenizer(config.data.tokenizer)
     corpora = _open_corpora(config)
     config, detector = _fit_to_data(config, tokenizer, corpora)
-    held_out = held_out_pairs(config, tokenizer, show=here.rank == 0)
+    held_out = open_held_out(config, tokenizer, show=here.rank == 0)
     if held_out is not None and detector:
         held_out.expect_detector(detector, "the regions that are trained on")
     checkpoint = find_checkpoint(config.folder / "checkpoints")
@@ -158,11 +159,31 @@ def _build_engine(config: RunConfig, checkpoint: Path | None) -> Engine:
 def _opening(config: RunConfig, engine: Engine, corpora: Sequence[Corpus], step: int) -> str:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     mixture = ", ".join(f"{corpus.section.per_step} of {len(corpus):,} {corpus.name}" for corpus in corpora)
+    if config.objectives.joint and any(corpus.section.kind == "pairs" for corpus in corpora):
+        mixture += f"; each pair: {_candidates_in_words(config, corpora)}"
     start = f"resumed at step {step}" if step else "new run"
     return (
         f"{config.folder}: {start}, {parameters / 1e6:.1f} M parameters, {distributed.world_size()} ranks, ZeRO stage "
         f"{engine.stage}, {config.training.precision}, {config.training.steps} steps; each step: {mixture}"
     )
+
+
+def _candidates_in_words(config: RunConfig, corpora: Sequence[Corpus]) -> str:
+    """What a pair is compared with, and what is missing of it: a count without a file to draw from draws nothing."""
+    wanted = config.objectives.candidates
+    counts = [("step_negatives", "captions of the step", None), ("positives", "rewritten positives", "rewrites")]
+    counts += [(f"{level}_negatives", f"{level} negatives", "rewrites") for level in LEVELS]
+    counts += [("images", "retrieved images", "neighbours"), ("texts", "retrieved texts", "neighbours")]
+    pairs = [corpus.section for corpus in corpora if corpus.section.kind == "pairs"]
+    drawn, missing = [], set()
+    for key, words, source in counts:
+        count = getattr(wanted, key)
+        if count and source is not None and not any(getattr(section, source) for section in pairs):
+            missing.add(source)
+        elif count:
+            drawn.append(f"up to {count} {words}")
+    without = f" (no corpus has {' or '.join(sorted(missing))}: none of those are drawn)" if missing else ""
+    return (", ".join(drawn) or "no candidates") + without
 
 
 @dataclass
@@ -190,7 +211,7 @@ class _Run:
         config: RunConfig,
         engine: Engine,
         data: PretrainingData,
-        held_out: HeldOutPairs | None,
+        held_out: HeldOut | None,
         log: RunLog,
         samples: SampleLog,
         detector: dict[str, Any],

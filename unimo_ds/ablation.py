@@ -1,0 +1,168 @@
+"""Ablations: the same run with one thing changed, over several seeds, in one table.
+
+A plan is a YAML file: a base run, what all variants change of it, the variants as `key: value` overrides, and which numbers of
+`evaluation.json` become columns. Every variant and seed is an ordinary run in a folder of its own, started by the command that
+a user would type; what is finished is reused, and a changed variant gets another folder.
+"""
+
+import hashlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from unimo_ds.config import Section, load_config
+from unimo_ds.errors import ConfigError, UnimoError
+from unimo_ds.progress import Progress
+
+Overrides = dict[str, Any]
+
+
+class Column(Section):
+    """A column of the table: a number of `evaluation.json`."""
+
+    key: str
+    title: str
+
+
+class AblationPlan(Section):
+    """A table of runs."""
+
+    base: Path
+    folder: Path  # the runs, ablations.md and ablations.json
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
+    overrides: Annotated[Overrides, Field(default_factory=dict)]  # of every variant
+    variants: Annotated[dict[str, Overrides], Field(min_length=1)]  # the first is what the others are compared with
+    columns: Annotated[list[Column], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    variant: str
+    seed: int
+    folder: Path
+    words: tuple[str, ...]
+
+
+def run_ablations(path: Path, parallel: int | None = None, only: list[str] | None = None) -> Path:
+    """Runs what is not finished of a plan and writes the table, which is printed too.
+
+    Args:
+        path: the plan.
+        parallel: runs at the same time, one thread each; None: one a core.
+        only: names of variants; None: all.
+
+    Returns:
+        The table, `ablations.md` in the plan's folder.
+
+    Raises:
+        ConfigError: the plan, or what it makes of the base run, is wrong; before anything is started.
+        UnimoError: a run failed; names its log. The other runs are finished first.
+    """
+    plan = load_plan(path)
+    unknown = [name for name in only or [] if name not in plan.variants]
+    if unknown:
+        raise ConfigError(f"{path}: no variant {unknown[0]!r}; there are: {', '.join(plan.variants)}")
+    jobs = [job for job in _jobs(plan) if not only or job.variant in only]
+    for job in jobs:
+        load_config(plan.base, job.words)
+    todo = [job for job in jobs if not (job.folder / "DONE").exists()]
+    failed: list[_Job] = []
+    with Progress("ablations", len(todo), "runs") as progress, ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
+        for future in as_completed([pool.submit(_run, plan.base, job) for job in todo]):
+            job, code = future.result()
+            progress.advance(note=f"{job.variant}, seed {job.seed}")
+            if code:
+                failed.append(job)
+    table = write_table(plan, {job.variant for job in jobs})
+    if failed:
+        raise UnimoError(
+            f"{len(failed)} of {len(jobs)} runs failed, the first: {failed[0].variant}, seed {failed[0].seed}; "
+            f"see {failed[0].folder / 'log.txt'}. The table has the others; start the same command again to go on."
+        )
+    return table
+
+
+def load_plan(path: Path) -> AblationPlan:
+    """Reads a plan.
+
+    Raises:
+        ConfigError: names the key that is wrong.
+    """
+    try:
+        return AblationPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
+
+
+def _jobs(plan: AblationPlan) -> Iterator[_Job]:
+    for seed in plan.seeds:  # seed by seed: a table that is looked at early has all its rows
+        for variant, changes in plan.variants.items():
+            yield _job(plan, variant, changes, seed)
+
+
+def _job(plan: AblationPlan, variant: str, changes: Overrides, seed: int) -> _Job:
+    overrides = {**plan.overrides, **changes}
+    words = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    digest = hashlib.sha256(repr((plan.base.read_bytes(), words)).encode()).hexdigest()[:6]
+    name = re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
+    folder = plan.folder / f"{name}-{digest}" / f"seed-{seed}"
+    return _Job(variant, seed, folder, (*words, f"seed={seed}", f"folder={folder}"))
+
+
+def _run(base: Path, job: _Job) -> tuple[_Job, int]:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "unimo_ds.pretrain", str(base), *job.words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (job.folder / "log.txt").open("ab") as log:
+        subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    return job, 0 if (job.folder / "DONE").exists() else 1  # the mark counts: a teardown may fail after all work is done
+
+
+def write_table(plan: AblationPlan, variants: set[str]) -> Path:
+    """Writes `ablations.md` and `ablations.json` of the finished runs, and prints the table."""
+    numbers: dict[str, dict[int, dict[str, float]]] = {}
+    for job in _jobs(plan):
+        if job.variant in variants and (job.folder / "evaluation.json").exists():
+            evaluation = json.loads((job.folder / "evaluation.json").read_text(encoding="utf-8"))
+            numbers.setdefault(job.variant, {})[job.seed] = evaluation["numbers"]
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / "ablations.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    table = format_table(plan, numbers)
+    (plan.folder / "ablations.md").write_text(table, encoding="utf-8")
+    print(table)
+    return plan.folder / "ablations.md"
+
+
+def format_table(plan: AblationPlan, numbers: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Means over seeds with their standard deviations, in per cent, as Markdown."""
+    rows = [["", *(column.title for column in plan.columns), "seeds"]]
+    for variant in plan.variants:
+        if variant in numbers:
+            seeds = numbers[variant]
+            cells = [_cell([found[column.key] for found in seeds.values() if column.key in found]) for column in plan.columns]
+            rows.append([variant, *cells, str(len(seeds))])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(plan.columns) + 1), *lines[1:]]) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
