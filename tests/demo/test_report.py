@@ -50,7 +50,10 @@ def config(folder: Path, **changes: Any) -> str:
         "objectives": {"matching": 1.0},
         "data": {"corpora": [pairs], "tokenizer": "tokenizer"},
         "training": {"steps": 30, "deepspeed": str(folder / "zero.json")},
-        "evaluation": {"pairs": {**pairs, "path": "val.json"}},
+        "evaluation": {
+            "pairs": {**pairs, "path": "val.json"},
+            "choices": [{"name": "hard_ones", "path": "x", "regions": "store"}],
+        },
     }
     return dump_config(parse_config({**content, **changes}, "test"))
 
@@ -59,6 +62,8 @@ def numbers(step: int) -> dict[str, float]:
     found = {"i2t_r1": 0.25, "i2t_r5": 0.5, "i2t_r10": 0.75, "t2i_r1": 0.3125, "t2i_r5": 0.625, "t2i_r10": 1.0}
     chance = {f"eval/{name}_chance": 0.125 for name in found}
     scaled = {f"eval/{name}": value * step / 30 for name, value in found.items()}
+    choice = {"right": 0.625, "chance": 0.0625, "beaten": 0.875, "words": 0.75, "word": 0.8125, "relation": 0.5625}
+    scaled |= {f"eval/hard_ones_{name}": value for name, value in choice.items()}
     return {**scaled, **chance, "eval/candidates": 7.0, "eval/mlm_accuracy": 0.4375 * step / 30}
 
 
@@ -89,6 +94,16 @@ def evaluation() -> dict[str, Any]:
         "captions": [
             {"image": KEYS[0], "true": ["a red cup", "one cup", "the third caption"], "generated": "a red key"},
             {"image": KEYS[1], "true": ["a blue key"], "generated": ""},
+        ],
+        "choices": [
+            {
+                "test": "hard_ones",
+                "image": KEYS[3],
+                "true": "a <red> cup",
+                "false": "a blue cup",
+                "reason": "attribute: red -> blue",
+            }
+            | {"true_score": 0.25, "false_score": 0.5},
         ],
     }
 
@@ -193,6 +208,14 @@ def test_every_part_is_there(section: ReportSection) -> None:
         assert any(what in label for label in labels)
 
 
+def test_tests_by_choice_have_a_row_and_their_examples(section: ReportSection) -> None:
+    _, page = page_of(section)
+    assert "Which caption is true?" in page.text and "relation 56.2 %" in page.text
+    for value in ("62.5 %", "6.2 %", "87.5 %", "75.0 %", "a <red> cup", "0.250", "attribute: red -> blue"):
+        assert value in page.text
+    assert "hard ones" in summary_table(section.run_folder)
+
+
 def test_two_runs_make_two_sections_with_links_to_both(section: ReportSection) -> None:
     _, page = page_of(section, replace(section, title="The other"))
     assert [link["href"] for link in page.all("a")] == ["#run-1", "#run-2"]
@@ -202,7 +225,7 @@ def test_two_runs_make_two_sections_with_links_to_both(section: ReportSection) -
 def test_the_page_needs_nothing_from_outside(section: ReportSection) -> None:
     html, page = page_of(section)
     images = page.all("img")
-    assert len(images) == 3 * 5 + 1 + 2
+    assert len(images) == 3 * 5 + 1 + 2 + 1
     assert all((image["src"] or "").startswith("data:image/jpeg;base64,") and image["alt"] for image in images)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
@@ -395,7 +418,7 @@ def test_a_missing_or_damaged_picture_is_named_in_its_place(section: ReportSecti
     _, page = page_of(section)
     assert "missing: " in page.text and KEYS[0] in page.text
     assert "cannot be read: " in page.text and KEYS[1] in page.text
-    assert len(page.all("img")) == 3 * 3 + 1
+    assert len(page.all("img")) == 3 * 3 + 1 + 1
 
 
 def test_a_picture_that_the_store_does_not_have(section: ReportSection) -> None:

@@ -64,6 +64,10 @@ def summary_table(run_folder: Path) -> str:
         ranks += [["  " + recall.title, *recall.found], ["    by chance", *recall.chance]]
     accuracy = ["masked words named right", _percent(run.evaluation["numbers"].get("eval/mlm_accuracy"))]
     blocks = [_columns(losses, left=2), _columns(ranks), "  ".join(accuracy)]
+    choices = choice_rows(run.config, run.evaluation["numbers"])
+    if choices:
+        heads = ["which caption is true?", "above all false ones", "by chance", "above one", "by its words"]
+        blocks.append(_columns([heads, *(["  " + row.title, row.right, row.chance, row.beaten, row.words] for row in choices)]))
     if run.evaluation["captions"]:
         blocks.append(_captions_text(run.evaluation["captions"][:_CAPTIONS_IN_TERMINAL]))
     return "\n\n".join(blocks)
@@ -145,6 +149,30 @@ def recall_rows(numbers: Numbers) -> list[RecallRow]:
     ]
 
 
+@dataclass(frozen=True)
+class ChoiceRow:
+    """A test by choice: how often the true caption scores above all false ones, above one of them, and by its words alone."""
+
+    title: str
+    right: str
+    chance: str
+    beaten: str
+    words: str
+    parts: list[tuple[str, str]]  # by level and kind of change: above one
+
+
+def choice_rows(config: RunConfig, numbers: Numbers) -> list[ChoiceRow]:
+    """One row a test of the evaluation (`unimo_ds.choices`)."""
+    rows = []
+    for section in config.evaluation.choices if config.evaluation else []:
+        prefix = f"eval/{section.name}_"
+        own = {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
+        named = [_percent(own.pop(key, None)) for key in ("right", "chance", "beaten", "words")]
+        parts = [(key.replace("_", " "), _percent(value)) for key, value in sorted(own.items())]
+        rows.append(ChoiceRow(section.name.replace("_", " "), *named, parts))
+    return rows
+
+
 def _loss(value: float) -> str:
     return f"{value:.3f}"
 
@@ -174,6 +202,10 @@ _TEMPERATURE = Kind("temperature", lambda value: f"{value:.3f}", from_zero=False
 _SPEED = Kind("positions / s", lambda value: f"{value:,.0f}")
 _WAIT = Kind("% of the time", lambda value: f"{value:.1f} %")
 _SHARE = Kind("% right", lambda value: f"{value:.1f} %")
+_WINS = Kind("% of them", lambda value: f"{value:.1f} %")
+_COUNT = Kind("captions", lambda value: f"{value:.1f}")
+_DISTANCE = Kind("lower is better", lambda value: f"{value:.2f}", from_zero=False)
+_GEOMETRY = ("alignment", "uniformity")
 
 
 def _charts(run: Run) -> list[Chart]:
@@ -189,6 +221,10 @@ def _charts(run: Run) -> list[Chart]:
     wanted += [
         ("Retrieval, R@1", _SHARE, recall),
         ("Masked words named right", _SHARE, [Curve("", _series(evaluations, "eval/mlm_accuracy", 100))]),
+        ("Rewritten captions above the true one", _WINS, _winning(steps, "word", "phrase")),
+        ("Other captions above the true one", _WINS, _winning(steps, "sentence", "step")),
+        ("Hard negatives that count, a pair", _COUNT, [Curve("", _series(steps, "cmcl/effective_negatives"))]),
+        ("Alignment and uniformity", _DISTANCE, [Curve(name, _series(steps, f"cmcl/{name}")) for name in _GEOMETRY]),
         ("Learning rate", _RATE, [Curve("", _series(steps, "lr"))]),
         ("Temperature of matching", _TEMPERATURE, [Curve("", _series(steps, "temperature"))]),
         ("Speed, all ranks", _SPEED, [Curve("", _series(steps, "positions_per_second"))]),
@@ -202,12 +238,24 @@ def _series(lines: list[Numbers], key: str, scale: float = 1) -> list[Point]:
     return [(line["step"], scale * line[key]) for line in lines if math.isfinite(line.get(key, math.nan))]
 
 
+def _winning(steps: list[Numbers], *sources: str) -> list[Curve]:
+    """How often a false caption of each source scores no lower than the true one, in the step's own batch."""
+    return [Curve(f"{source} level", _series(steps, f"cmcl/winning_{source}", 100)) for source in sources]
+
+
 def _query(example: dict[str, Any], gallery: Gallery) -> Query:
     right, names = example["image"], example["found"]
     pairs = zip(names, example["scores"], strict=True)
     found = [Found(gallery.thumbnail(name), f"{score:.3f}", name == right) for name, score in pairs]
     rank = names.index(right) + 1 if right in names else None
     return Query(example["caption"], found, rank, None if rank else gallery.thumbnail(right))
+
+
+def _chosen(example: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
+    """A caption of a test beside the false one that scored best."""
+    scores = [f"{example[key]:.3f}" for key in ("true_score", "false_score")]
+    right = example["true_score"] > example["false_score"]
+    return {**example, "picture": gallery.thumbnail(example["image"]), "scores": scores, "right": right}
 
 
 def _written(example: dict[str, Any], gallery: Gallery) -> Written:
@@ -242,6 +290,8 @@ def _view(section: ReportSection) -> dict[str, Any]:
         "recalls": recall_rows(numbers),
         "candidates": _candidates(run),
         "accuracy": _percent(numbers.get("eval/mlm_accuracy")),
+        "choices": choice_rows(run.config, numbers),
+        "chosen": [_chosen(example, gallery) for example in run.evaluation.get("choices", [])],
         "seen": _seen_in_training(run.config),
         "whose": _whose(run.config),
         "charts": _charts(run),
