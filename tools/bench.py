@@ -3,30 +3,51 @@
     python tools/bench.py all                                   the tables of docs/performance.md, about half an hour
     python tools/bench.py training --sizes small --rounds 3
     python tools/bench.py regions
+    python tools/bench.py rewriting                       precision, for docs/rewriting.md; fails below 98 %
+    python tools/bench.py neighbours                      100,000 pairs, images and sentences, for docs/neighbours.md
 
 Processor time of one thread, rounds interleaved, so ratios hold on a noisy machine.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from unimo_ds.bench import regions, training
+from unimo_ds.bench import neighbours, regions, rewriting, training
+from unimo_ds.errors import UnimoError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training", "regions", "all"])
+    parser.add_argument("what", choices=["training", "regions", "rewriting", "neighbours", "all"])
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=["tiny", "small", "base", "large"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--against", nargs="+", default=training.AGAINST, choices=training.AGAINST)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
+    parser.add_argument("--rewrites", type=Path, default=Path("data/demo/rewrites/train"), help="rewritten captions")
+    parser.add_argument(
+        "--world", default="data/demo/world", help="the drawn world; `none`: rewrites of other images, not judged"
+    )
+    parser.add_argument("--captions", type=int, default=1500, help="captions whose rewrites are judged, a seeded sample")
+    parser.add_argument("--sample", type=int, default=0, help="rewrites to print as a Markdown table")
     given = parser.parse_args()
+    if given.what == "rewriting":
+        try:
+            world = None if given.world == "none" else Path(given.world)
+            judged = rewriting.judge_rewrites(given.rewrites, world, given.captions)
+        except UnimoError as error:
+            sys.exit(f"bench: {error}")
+        print(rewriting.report(judged, given.sample))
+        sys.exit(world is not None and not rewriting.good_enough(judged))
     rows: list[dict[str, object]] = []
     if given.what in ("regions", "all"):
         rows = regions.measure_reads()
         print(regions.table(rows) + "\n")
+    if given.what == "neighbours":
+        rows = neighbours.measure_search()
+        print(neighbours.table(rows) + "\n")
     if given.what in ("training", "all"):
         for size in given.sizes:
             for precision in given.precisions:

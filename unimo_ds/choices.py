@@ -7,6 +7,7 @@ Two answers are read off a model:
   training, and it is how a fact that stands only in texts can show itself.
 """
 
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -124,7 +125,7 @@ def run_choices(unimo: Unimo, test: ChoiceTest) -> tuple[dict[str, float], list[
         right.append(float(true > max(false)))
         for rewrite, score in zip(test.negatives[number], false, strict=True):
             wins = (true > score) + 0.5 * (true == score)
-            for group in {"beaten", rewrite.level, rewrite.reason.split(":")[0].strip().replace(" ", "_") or rewrite.level}:
+            for group in {"beaten", rewrite.level, _kind_of_change(rewrite)}:
                 beaten[group].append(wins)
         best = int(np.argmax(false))
         chosen = test.negatives[number][best]
@@ -137,6 +138,12 @@ def run_choices(unimo: Unimo, test: ChoiceTest) -> tuple[dict[str, float], list[
     examples.sort(key=lambda example: example.true_score - example.false_score)
     half = _SHOWN // 2
     return numbers, examples if len(examples) <= _SHOWN else examples[:half] + examples[-half:]
+
+
+def _kind_of_change(rewrite: Rewrite) -> str:
+    """`attribute` of `attribute: red -> blue`; the level where the reason does not begin so."""
+    found = re.match(r"([a-z]+): ", rewrite.reason)
+    return found[1] if found else rewrite.level
 
 
 def _gathered(parts: Sequence[dict[int, list[float]]]) -> dict[int, list[float]]:

@@ -52,6 +52,24 @@ def evaluate(run: Annotated[Path, typer.Argument(help="a run folder or a checkpo
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    step: Annotated[int, typer.Option(help="which step, counted from 1 as in the log")],
+    samples: Annotated[int, typer.Option(help="samples shown at most, pairs first", min=1)] = 24,
+    images: Annotated[Path | None, typer.Option(help="folder below which the picture files are; keys are their paths")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="scores the candidates; else the newest up to the step")] = None,
+    ranks: Annotated[int | None, typer.Option(help="share the step over so many ranks; else as in training", min=1)] = None,
+) -> None:
+    """What was in a step of a run: samples, masked words and regions, candidates and their similarities; with a page."""
+    import shutil
+
+    from unimo_ds.explain.command import explain_step
+
+    width = shutil.get_terminal_size((100, 24)).columns
+    typer.echo(explain_step(run, step, samples, images, checkpoint, ranks, width).text)
+
+
+@app.command()
 def train_tokenizer(
     texts: Annotated[list[Path], typer.Argument(help="plain-text or COCO captions files")],
     out: Annotated[Path, typer.Option(help="folder for vocab.json and merges.txt")],

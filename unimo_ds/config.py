@@ -144,8 +144,21 @@ class CmclSection(Section):
     """Cross-modal contrastive learning (spec 4.1, 11.5 to 11.8)."""
 
     weight: Weight = 1.0  # 0 switches the objective off
-    in_batch: Weight = 1.0  # weight of the similarity matrix of the global batch; 0: the paper's form
+    in_batch: Weight = 1.0  # weight of the similarity matrix of the global batch, which the paper has not
+    # Where retrieved images and texts count: `matrix`, with all else that is encoded alone; `pair`, in one logarithm with the
+    # jointly encoded candidates, as Equation 1 is printed (docs/cmcl.md has why that is not the default, unless in_batch is 0).
+    retrieved: Literal["matrix", "pair"] = "matrix"
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07  # where the learned temperature starts
+
+    @property
+    def matrix(self) -> bool:
+        """Whether images and captions encoded alone meet in the similarity matrix."""
+        return self.weight > 0 and self.in_batch > 0
+
+    @property
+    def retrieved_in_matrix(self) -> bool:
+        """Whether retrieved images and texts are positives there; without a matrix they are the pair's own candidates."""
+        return self.matrix and self.retrieved == "matrix"
 
 
 class CandidatesSection(Section):

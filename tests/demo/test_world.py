@@ -17,6 +17,7 @@ from unimo_ds.demo.objects import COLOURS, KINDS
 from unimo_ds.demo.scene import Scene, Thing, compose, generator
 from unimo_ds.demo.world import WorldConfig, write_world
 from unimo_ds.errors import ConfigError
+from unimo_ds.rewrites import read_rewrites
 
 PHOTOS = Path(__file__).parents[2] / "photos"
 SMALL = WorldConfig(train=40, val=12, alone=8, paragraphs=60)
@@ -392,6 +393,14 @@ def test_snli_ve_lines_have_the_official_keys(world: Path) -> None:
     assert len({line["pairID"] for line in lines}) == len(lines)
     assert all((world / "images/val" / f"{line['Flickr30K_ID']}.jpg").is_file() for line in lines)
     assert {line["gold_label"] for line in lines} == set(entailment.LABELS)
+
+
+def test_statements_are_of_held_out_pictures(world: Path) -> None:
+    for name in ("held_out", "knowledge"):
+        rejected: list[str] = []
+        statements = list(read_rewrites(world / f"statements/{name}_val.jsonl", rejected.append))
+        assert not rejected and len(statements) >= SMALL.val
+        assert {statement.image for statement in statements} == {f"val/val_{index:06}.jpg" for index in range(SMALL.val)}
 
 
 # --- photographs -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ autograd, so that every parameter's gradient is compared too.
 import math
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,8 +96,11 @@ def region_sums(hidden: Tensor, batch: Batch, weights: Weights) -> tuple[Tensor,
     return regression, classes
 
 
-def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
-    """Equation 1 for every pair, plus InfoNCE over the images and captions encoded alone, both ways."""
+def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights, as_printed: bool = False) -> Tensor:
+    """Equation 1 for every pair, plus InfoNCE over the images and captions encoded alone, both ways.
+
+    Retrieved images and texts are further positives of the second part, or, as the equation is printed, of the first.
+    """
 
     def pooled(row: int, pooler: str) -> Tensor:
         return F.normalize(linear(hidden[row], weights, f"{pooler}.dense").relu(), dim=0)
@@ -124,13 +128,23 @@ def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
     joint += [(pair, kind, vector @ alone_v[pair]) for pair, kind, vector in texts if kind == Kind.RETRIEVED]
     groups, total = batch.pair_groups_P.tolist(), torch.zeros(()).double()
     for pair in range(len(groups)):
-        everything = [(kind, (d / temperature).exp()) for owner, kind, d in joint if owner == pair]
+        everything = [
+            (kind, (d / temperature).exp())
+            for owner, kind, d in joint
+            if owner == pair and (as_printed or kind != Kind.RETRIEVED)
+        ]
         positives = [value for kind, value in everything if kind != Kind.NEGATIVE]
         total = total - (sum(positives) / sum(value for _, value in everything)).log()
         for anchor, others in ((alone_v[pair], alone_w), (alone_w[pair], alone_v)):
             terms = {other: (anchor @ vector / temperature).exp() for other, vector in others.items()}
             same = sum(value for other, value in terms.items() if groups[other] == groups[pair])
-            total = total - 0.5 * (same / sum(terms.values())).log()
+            members = texts if others is alone_w else images  # what the anchor is compared with
+            found = [
+                (anchor @ vector / temperature).exp()
+                for owner, kind, vector in members
+                if owner == pair and kind == Kind.RETRIEVED and not as_printed
+            ]
+            total = total - 0.5 * ((same + sum(found)) / (sum(terms.values()) + sum(found))).log()
     return total
 
 
@@ -162,7 +176,7 @@ def matching_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
     return sum((0.5 * torch.stack(losses).mean() for losses in sides.values()), torch.zeros(()).double())
 
 
-def reference_losses(batch: Batch, weights: Weights, totals: Totals) -> Tensor:
+def reference_losses(batch: Batch, weights: Weights, totals: Totals, as_printed: bool = False) -> Tensor:
     embedded, starts = embed(batch, weights), batch.cu_seqlens_S1.tolist()
     hidden = torch.cat(
         [
@@ -173,17 +187,17 @@ def reference_losses(batch: Batch, weights: Weights, totals: Totals) -> Tensor:
     sums = [
         *language_sums(hidden, batch, weights),
         *region_sums(hidden, batch, weights),
-        contrastive_sum(hidden, batch, weights),
+        contrastive_sum(hidden, batch, weights, as_printed),
         matching_sum(hidden, batch, weights),
     ]
     counts = [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs, totals.pairs]
     return torch.stack([value / max(count, 1) for value, count in zip(sums, counts, strict=True)])
 
 
-def compare(make: Callable[[], Batch]) -> None:
+def compare(make: Callable[[], Batch], retrieved: str = "matrix") -> None:
     torch.manual_seed(0)
     batch = make()
-    model = PretrainingModel(Unimo(TINY), ObjectivesSection(matching=1.0))
+    model = PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate({"matching": 1.0, "cmcl": {"retrieved": retrieved}}))
     with torch.no_grad():  # biases and norms away from 0 and 1, so that a forgotten one shows
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -193,7 +207,7 @@ def compare(make: Callable[[], Batch]) -> None:
     shares = measured[: len(NAMES)]
     loss.backward()
     weights = {name.removeprefix("unimo."): p.detach().double().requires_grad_() for name, p in model.named_parameters()}
-    expected = reference_losses(batch, weights, totals)
+    expected = reference_losses(batch, weights, totals, as_printed=retrieved == "pair")
     expected.sum().backward()
     for name, ours, theirs in zip(NAMES, shares.tolist(), expected.tolist(), strict=True):
         assert abs(ours - theirs) < 1e-4 * max(1, abs(theirs)), f"{name}: {ours} against {theirs}"
@@ -215,6 +229,8 @@ def test_pairs_of_one_image_are_positives_of_each_other() -> None:
     compare(lambda: random_batch(1, pairs=4, groups=[0, 0, 1, 0]))
 
 
-def test_every_kind_of_candidate() -> None:
+@pytest.mark.parametrize("retrieved", ["matrix", "pair"])
+@pytest.mark.parametrize("seed", [2, 3])
+def test_every_kind_of_candidate(seed: int, retrieved: str) -> None:
     """Rewritten positives, hard negatives, retrieved images and retrieved texts, none to several of each a pair."""
-    compare(lambda: random_batch(2, pairs=4, candidates=True))
+    compare(lambda: random_batch(seed, pairs=4, candidates=True), retrieved)

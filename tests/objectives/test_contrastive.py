@@ -13,10 +13,14 @@ from torch import Tensor
 
 from tests.helpers import TINY, VOCABULARY, WIDTH, random_regions, view_maker
 from unimo_ds.batch import Batch, Kind
+from unimo_ds.config import CmclSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, PackedText, Sequence
 from unimo_ds.model.unimo import Outputs
 from unimo_ds.objectives.contrastive import contrastive_losses, matrix_loss, pair_loss, score_candidates
+
+ONE_LOGARITHM = CmclSection(in_batch=0)  # Equation 1 as it is printed
+WITH_MATRIX = CmclSection(retrieved="pair")
 
 Numbers = tuple[int, int, int, int]  # of rewritten positives, hard negatives, retrieved images, retrieved texts
 
@@ -101,7 +105,7 @@ def test_pairs_are_equation_1_and_so_are_their_gradients(numbers: list[Numbers],
     batch = candidates_batch(seed, numbers)
     outputs = random_outputs(batch, seed, temperature)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves(outputs)]
-    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=False)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), ONE_LOGARITHM)
     expected = equation_1(batch, *exact)
     assert float(matrix) == 0.0 and not matrix.requires_grad
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
@@ -129,7 +133,7 @@ def test_every_candidate_is_scored_once_with_its_pair() -> None:
 def test_a_pair_without_negatives_costs_nothing() -> None:
     batch = candidates_batch(3, [(2, 0, 1, 1), (0, 0, 0, 0)])
     outputs = random_outputs(batch, 3, 0.07)
-    found, _ = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=False)
+    found, _ = contrastive_losses(outputs, batch, score_candidates(outputs, batch), ONE_LOGARITHM)
     found.backward()
     assert float(found.detach()) == pytest.approx(0.0, abs=1e-6)
     assert all(leaf.grad is not None and float(leaf.grad.abs().max()) < 1e-4 for leaf in leaves(outputs))
@@ -140,7 +144,7 @@ def test_the_bounds_of_the_temperature_overflow_nothing(temperature: float) -> N
     batch = candidates_batch(4, [(1, 5, 1, 1), (0, 5, 0, 0)])
     outputs = random_outputs(batch, 4, temperature)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves(outputs)]
-    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=True)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), WITH_MATRIX)
     (found + matrix).backward()
     torch.testing.assert_close(found.double(), equation_1(batch, *exact), atol=1e-3, rtol=1e-4)
     assert all(leaf.grad is not None and torch.isfinite(leaf.grad).all() for leaf in leaves(outputs))
@@ -149,7 +153,7 @@ def test_the_bounds_of_the_temperature_overflow_nothing(temperature: float) -> N
 def test_no_pair_at_all_is_zero_with_a_gradient_path() -> None:
     batch = candidates_batch(0, [])
     outputs = random_outputs(batch, 0, 0.07)
-    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=True)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), WITH_MATRIX)
     (found + matrix).backward()
     assert float(found.detach()) == 0.0 and float(matrix.detach()) == 0.0
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves(outputs))

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.distributed.joining import join
 from tests.helpers import TINY, random_batch
 from unimo_ds.batch import Batch, Counts, Kind, Target
-from unimo_ds.config import ObjectivesSection
+from unimo_ds.config import CmclSection, ObjectivesSection
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 from unimo_ds.objectives.language import language_losses
@@ -87,7 +87,7 @@ def test_shares_are_sums_over_totals_and_the_loss_their_weighted_sum() -> None:
     )
     loss, shares = shares_of(module, batch, Totals(mlm=10, seq2seq=20, regions=30, pairs=40, positions=1))
     outputs = module.unimo(batch)
-    pairwise, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=True)
+    pairwise, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), CmclSection())
     sums = [
         *language_losses(outputs, batch),
         *region_losses(outputs, batch),
@@ -143,7 +143,7 @@ def test_without_the_similarity_matrix_vectors_alone_get_a_gradient_only_from_re
     outputs = model().unimo(batch)
     for vectors in (outputs.image_vectors_ID, outputs.text_vectors_XD):
         vectors.retain_grad()
-    sum(contrastive_losses(outputs, batch, score_candidates(outputs, batch), in_batch=False)).backward()
+    sum(contrastive_losses(outputs, batch, score_candidates(outputs, batch), CmclSection(in_batch=0))).backward()
     for vectors, kinds in (
         (outputs.image_vectors_ID, batch.image_kinds_I),
         (outputs.text_vectors_XD, batch.text_kinds_X),

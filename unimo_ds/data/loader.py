@@ -16,7 +16,7 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.plan import VIEWS, Candidate, Item, Planner, share
 from unimo_ds.data.sequences import Member, PackedText, ViewMaker
 from unimo_ds.data.sequences import Sequence as View
-from unimo_ds.errors import DamagedRecordError
+from unimo_ds.errors import DamagedRecordError, UnimoError
 from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import Tokenizer
 
@@ -204,6 +204,9 @@ def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefe
         first, last: step numbers.
         workers: worker processes; 0 makes batches in this process.
         prefetch: steps prepared ahead by each worker.
+
+    Raises:
+        ConfigError: a sample of a step alone is over `data.positions_per_micro_batch`.
     """
     loader: DataLoader[StepData] = DataLoader(
         data,
@@ -213,8 +216,13 @@ def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefe
         prefetch_factor=prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if workers else None,  # Python 3.14's default would pickle the data for every worker
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UnimoError as error:  # torch wraps a worker's error into the text of its traceback
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise type(error)(str(error).rsplit(name, 1)[-1].strip()) from None
 
 
 def _start_worker(worker: int) -> None:

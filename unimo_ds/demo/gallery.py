@@ -1,18 +1,16 @@
 """The pictures of a report: thumbnails, and pictures with their regions drawn, encoded into the page."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import UnimoError
 from unimo_ds.regions import BACKGROUND, Regions
 from unimo_ds.vision.drawing import draw_regions
+from unimo_ds.vision.pictures import Picture, encode, fit, open_picture
 
 _DRAWN_REGIONS = 8
 SURE = 0.3  # a region less probable is not drawn: stores keep a minimum of regions, however doubtful
@@ -37,17 +35,6 @@ class ReportSection:
     regions: Path
     class_names: Sequence[str]
     attribute_names: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture inside the page; without `source`, `problem` says in its place what is wrong."""
-
-    name: str
-    source: str
-    problem: str = ""
-    width: int = 4
-    height: int = 3
 
 
 @dataclass(frozen=True)
@@ -99,19 +86,19 @@ class Gallery:
     def thumbnail(self, key: str) -> Picture:
         """The picture `key`, small."""
         if key not in self._thumbnails:
-            image = self._open(key)
-            small = image if isinstance(image, Picture) else _encode(key, _fit(image, _THUMBNAIL))
+            image = open_picture(self._section.images_root, key)
+            small = image if isinstance(image, Picture) else encode(key, fit(image, _THUMBNAIL))
             self._thumbnails[key] = small
         return self._thumbnails[key]
 
     def figure(self, key: str) -> tuple[Picture, str]:
         """The picture `key` with its best regions drawn, and a remark on what is drawn."""
-        image = self._open(key)
+        image = open_picture(self._section.images_root, key)
         if isinstance(image, Picture):
             return image, ""
-        image = _fit(image, _FIGURE)  # before drawing: then boxes and letters are sharp
+        image = fit(image, _FIGURE)  # before drawing: then boxes and letters are sharp
         if key not in self._store:
-            return _encode(key, image), "not in the regions store"
+            return encode(key, image), "not in the regions store"
         regions = self._store.get(key)
         drawn = _surest(regions)
         across, down = image.width / regions.width, image.height / regions.height
@@ -119,18 +106,7 @@ class Gallery:
         placed = replace(drawn, width=image.width, height=image.height, boxes_R4=boxes_R4)
         names = self._section.class_names, self._section.attribute_names
         note = f"{len(drawn)} of {len(regions)} regions drawn"
-        return _encode(key, draw_regions(image, placed, *names, most=len(drawn))), note
-
-    def _open(self, key: str) -> Image.Image | Picture:
-        """The picture, or what to show instead."""
-        path = self._section.images_root / key
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except FileNotFoundError:
-            return Picture(key, "", f"missing: {path}")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return Picture(key, "", f"cannot be read: {path} ({type(error).__name__})")
+        return encode(key, draw_regions(image, placed, *names, most=len(drawn))), note
 
 
 def _surest(regions: Regions) -> Regions:
@@ -148,17 +124,3 @@ def _surest(regions: Regions) -> Regions:
         regions.attribute_ids_R[kept],
         regions.attribute_probabilities_R[kept],
     )
-
-
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Scaled, up or down, to `side` pixels on the longer side."""
-    scale = side / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _encode(name: str, image: Image.Image) -> Picture:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, optimize=True)
-    source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(name, source, "", image.width, image.height)

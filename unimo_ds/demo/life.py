@@ -1,11 +1,13 @@
 """The whole life of a model in one command, with the tools and formats of a cluster run.
 
-Draw a world, find regions, train a tokenizer, pre-train on two ranks under ZeRO-3, evaluate on held-out pictures, the same
-for real photographs, and a report. Every stage is a command that a user could type; what is finished is reused.
+Draw a world, find regions, rewrite the captions, find neighbours, train a tokenizer, pre-train on two ranks under ZeRO-3,
+evaluate on held-out pictures, the same for real photographs, and a report. Every stage is a command that a user could type;
+what is finished is reused.
 """
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,6 +44,20 @@ def _extract(listing: str | Path, images: str | Path, out: str | Path) -> list[s
     return [*tool, "--detector", "world", "--processes", str(_RANKS)]
 
 
+def _rewrite(captions: str | Path, out: str | Path) -> list[str]:
+    # Apertium is a program of the system: `make demo` installs it where it can, and says so where it cannot.
+    translator = "apertium" if shutil.which("apertium") else "none"
+    tool = _python("tools/rewrite_captions.py", captions, "--out", out)
+    return [*tool, "--translator", translator, "--processes", str(_RANKS)]
+
+
+def _find_neighbours(
+    captions: str | Path, regions: str | Path, images: str | Path, texts: str | Path, out: str | Path
+) -> list[str]:
+    tool = _python("tools/find_neighbours.py", captions, "--regions", regions, "--images", images)
+    return [*tool, "--texts", str(texts), "--out", str(out)]
+
+
 def _pretrain(recipe: str) -> list[str]:
     launcher = _python("-m", "deepspeed.launcher.runner", "--num_gpus", str(_RANKS), "--log_level", "warning")
     launcher += ["--master_port", str(_free_port())]  # the default port may serve another run of this machine
@@ -73,19 +89,31 @@ def stages() -> list[Stage]:
             ("uncaptioned", "instances_alone.json", f"{regions}/alone"),
         )
     ]
-    captions = f"{world}/annotations/captions_train.json"
+    captions, held_out = f"{world}/annotations/captions_train.json", f"{world}/annotations/captions_val.json"
+    texts = f"{world}/text/corpus.txt"
     vocabulary = Path("data/demo/tokenizer/vocab.json"), Path("data/photos/tokenizer/vocab.json")
     photos = ("photos/captions.json", "photos/english.txt")
     return [
         Stage("draw the world", _python("tools/draw_world.py", "--out", world)),
         *found,
+        Stage("rewrite the training captions", _rewrite(captions, "data/demo/rewrites/train")),
+        Stage("rewrite the held-out captions, as a test", _rewrite(held_out, "data/demo/rewrites/val")),
+        Stage(
+            "find related pictures and texts",
+            _find_neighbours(captions, f"{regions}/train", f"{regions}/alone", texts, "data/demo/neighbours"),
+        ),
         Stage(
             "train a tokenizer",
-            _train_tokenizer("data/demo/tokenizer", 2000, captions, f"{world}/text/corpus.txt"),
+            _train_tokenizer("data/demo/tokenizer", 2000, captions, texts),
             vocabulary[0],
         ),
         Stage("pre-train on the world", _pretrain("recipes/demo.yaml"), Path("runs/demo/world/DONE")),
         Stage("find the regions of the photographs", _extract(photos[0], "photos", "data/photos/regions")),
+        Stage("rewrite the photographs' captions", _rewrite(photos[0], "data/photos/rewrites")),
+        Stage(
+            "find related photographs and texts",
+            _find_neighbours(photos[0], "data/photos/regions", "data/photos/regions", photos[1], "data/photos/neighbours"),
+        ),
         Stage("train a tokenizer for the photographs", _train_tokenizer("data/photos/tokenizer", 4000, *photos), vocabulary[1]),
         Stage("pre-train on the photographs, shortly", _pretrain("recipes/photos.yaml"), Path("runs/demo/photos/DONE")),
     ]

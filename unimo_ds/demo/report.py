@@ -167,9 +167,9 @@ def choice_rows(config: RunConfig, numbers: Numbers) -> list[ChoiceRow]:
     for section in config.evaluation.choices if config.evaluation else []:
         prefix = f"eval/{section.name}_"
         own = {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
-        named = [_percent(own.pop(key, None)) for key in ("right", "chance", "beaten", "words")]
+        right, chance, beaten, words = (_percent(own.pop(key, None)) for key in ("right", "chance", "beaten", "words"))
         parts = [(key.replace("_", " "), _percent(value)) for key, value in sorted(own.items())]
-        rows.append(ChoiceRow(section.name.replace("_", " "), *named, parts))
+        rows.append(ChoiceRow(section.name.replace("_", " "), right, chance, beaten, words, parts))
     return rows
 
 

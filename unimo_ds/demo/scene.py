@@ -22,7 +22,7 @@ _GAP = 5
 _EDGE = 3
 """Pixels kept free at the picture's edge."""
 _TRIES = 80
-_PURPOSES = ("scene", "pixels", "captions", "questions", "entailment")
+_PURPOSES = ("scene", "pixels", "captions", "questions", "entailment", "statements", "knowledge")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ OUT/annotations/instances_{train,val,alone}.json   COCO instances, to train the 
 OUT/vqa/v2_OpenEnded_world_{split}_questions.json  VQA v2 of train, val and val_knowledge, whose questions name
 OUT/vqa/v2_world_{split}_annotations.json          things by what only the texts know of them
 OUT/snli_ve/snli_ve_{train,dev}.jsonl              SNLI-VE
+OUT/statements/{held_out,knowledge}_val.jsonl      true statements beside false ones (statements.py), as rewrites.py has them
 OUT/text/corpus.txt, OUT/text/knowledge.json       texts without pictures, and the facts that they tell
 OUT/world.json                                     the manifest, written last
 """
@@ -19,15 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from unimo_ds.demo import drawing, entailment, formats, grammar, knowledge
+from unimo_ds.demo import drawing, entailment, formats, grammar, knowledge, statements
 from unimo_ds.demo import questions as asking
 from unimo_ds.demo.formats import Drawn, Json
 from unimo_ds.demo.questions import Question
 from unimo_ds.demo.scene import SPLITS, Scene, compose, generator
 from unimo_ds.errors import ConfigError
 from unimo_ds.progress import Progress
+from unimo_ds.rewrites import dump_caption
 
-VERSION = 1
+VERSION = 2
 """Raised whenever equal settings would draw or say something else than before."""
 
 _QUESTION_SETS: tuple[tuple[str, str, Callable[[Scene, np.random.Generator], list[Question]]], ...] = (
@@ -84,6 +86,10 @@ def write_world(config: WorldConfig, out: Path, workers: int = 1) -> Json:
         **_vqa(scenes),
         "snli_ve/snli_ve_train.jsonl": _snli_ve(scenes["train"]),
         "snli_ve/snli_ve_dev.jsonl": _snli_ve(scenes["val"]),
+        "statements/held_out_val.jsonl": "".join(
+            dump_caption(statement) for scene in scenes["val"] for statement in statements.held_out(scene)
+        ),
+        "statements/knowledge_val.jsonl": "".join(map(dump_caption, statements.knowledge(scenes["val"]))),
         "text/corpus.txt": knowledge.corpus(config.seed, config.paragraphs),
         "text/knowledge.json": _dump(knowledge.fact_table()),
     }

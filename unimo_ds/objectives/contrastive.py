@@ -8,19 +8,21 @@ Two parts, each a sum over pairs:
 - The similarity matrix of images and captions encoded alone, over the whole global batch, in both directions. The paper has
   it not (`cmcl.in_batch: 0` turns it off); it is what makes the vectors encoded alone good for retrieval.
 
-The two are separate terms: inside one logarithm the jointly encoded positive, which is easy, would satisfy the sum, and the
-vectors encoded alone would hardly learn (docs/cmcl.md).
+The two are separate terms, and by default retrieved images and texts, which are encoded alone too, are positives of the second
+(`cmcl.retrieved: matrix`). Inside one logarithm with the jointly encoded candidates (`pair`, as the paper prints it) they
+satisfy the sum by themselves: then being encoded alone is what tells a positive, and the pair hardly learns (docs/cmcl.md).
 
 Shape suffixes: see `unimo_ds.batch`; J candidates, N pairs of all ranks, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from unimo_ds import distributed
 from unimo_ds.batch import Batch, Kind, Source
+from unimo_ds.config import CmclSection
 from unimo_ds.kernels.contrastive import contrastive_statistics
 from unimo_ds.model.unimo import Outputs
 
@@ -36,23 +38,41 @@ class Candidates:
     pairs_J: Tensor
     kinds_J: Tensor
     sources_J: Tensor
+    images_J: Tensor  # bool: a retrieved image
+
+    def only(self, chosen_J: Tensor) -> "Candidates":
+        """Those that are chosen."""
+        return Candidates(*(getattr(self, field.name)[chosen_J] for field in fields(self)))
+
+    def parts(self) -> tuple["Candidates", "Candidates"]:
+        """Those that are encoded together with their image or text, and the retrieved ones."""
+        retrieved_J = self.kinds_J == Kind.RETRIEVED
+        return self.only(~retrieved_J), self.only(retrieved_J)
+
+    def log_sums(self, pairs: int) -> tuple[Tensor, Tensor]:
+        """Of retrieved candidates `log sum exp` of each pair's images and of its texts, [P] each; -inf where it has none."""
+        images, texts = self.only(self.images_J), self.only(~self.images_J)
+        return _log_sum_by_pair(images.scores_J, images.pairs_J, pairs), _log_sum_by_pair(texts.scores_J, texts.pairs_J, pairs)
 
 
-def contrastive_losses(outputs: Outputs, batch: Batch, candidates: Candidates, in_batch: bool) -> tuple[Tensor, Tensor]:
-    """Sums over the local pairs of both parts, float32 scalars; every rank must call it.
+def contrastive_losses(outputs: Outputs, batch: Batch, candidates: Candidates, cmcl: CmclSection) -> tuple[Tensor, Tensor]:
+    """Sums over the local pairs of both parts, float32 scalars, not yet weighted; every rank must call it.
 
     Args:
         outputs: the model's.
         batch: the micro-batch of this rank.
         candidates: what `score_candidates` made of them.
-        in_batch: whether the similarity matrix is wanted; without it the second sum is 0.
+        cmcl: the form; without a matrix the second sum is 0.
     """
-    pairwise = pair_loss(candidates, len(batch.pair_groups_P))
-    if not in_batch:
+    pairs = len(batch.pair_groups_P)
+    joint, retrieved = candidates.parts()
+    pairwise = pair_loss(joint if cmcl.retrieved_in_matrix else candidates, pairs)
+    if not cmcl.matrix:
         return pairwise, pairwise.new_zeros(())
     image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
     text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
-    return pairwise, matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature)
+    found = retrieved.log_sums(pairs) if cmcl.retrieved_in_matrix else None
+    return pairwise, matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature, found)
 
 
 def score_candidates(outputs: Outputs, batch: Batch) -> Candidates:
@@ -75,6 +95,7 @@ def score_candidates(outputs: Outputs, batch: Batch) -> Candidates:
                 batch.text_sources_X[found_X],
             ]
         ),
+        images_J=torch.cat([torch.zeros_like(joint).bool(), torch.ones_like(images).bool(), torch.zeros_like(texts).bool()]),
     )
 
 
@@ -93,8 +114,13 @@ def _log_sum_by_pair(scores_J: Tensor, pairs_J: Tensor, pairs: int) -> Tensor:
     return scores_J.new_zeros(pairs).index_add(0, pairs_J, shifted_J).log() + largest_P
 
 
-def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor) -> Tensor:
+def matrix_loss(
+    image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor, found: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """InfoNCE of the global similarity matrix, the mean of both directions, summed over the local pairs.
+
+    `found` are the log-sums [P] of each pair's retrieved images, further positives of its caption, and of its retrieved texts,
+    further positives of its image.
 
     Each rank sweeps its own images against the captions of all ranks once: its rows are then complete, and its share of every
     column joins the other ranks' shares. Gradients flow to the vectors of all ranks.
@@ -105,6 +131,10 @@ def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tens
     shares, _ = distributed.gather_rows(torch.stack(column_shares_N)[None])  # [ranks, 2, N]
     first = sum(counts[: distributed.rank()])
     column_all_P, column_positive_P = shares[:, :, first : first + len(text_PD)].logsumexp(0)
+    if found is not None:
+        images_P, texts_P = found
+        row_all_P, row_positive_P = torch.logaddexp(row_all_P, texts_P), torch.logaddexp(row_positive_P, texts_P)
+        column_all_P, column_positive_P = torch.logaddexp(column_all_P, images_P), torch.logaddexp(column_positive_P, images_P)
     both_ways_P = row_all_P - row_positive_P + column_all_P - column_positive_P
     loss: Tensor = 0.5 * both_ways_P.sum()
     return loss

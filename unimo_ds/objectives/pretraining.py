@@ -58,8 +58,7 @@ class PretrainingModel(nn.Module):
         outputs = self.unimo(batch)
         cmcl = self._objectives.cmcl
         candidates = score_candidates(outputs, batch)
-        # Without CMCL nothing is encoded alone, and there is no matrix.
-        pairwise, matrix = contrastive_losses(outputs, batch, candidates, in_batch=cmcl.weight * cmcl.in_batch > 0)
+        pairwise, matrix = contrastive_losses(outputs, batch, candidates, cmcl)
         sums = torch.stack(
             [
                 *language_losses(outputs, batch),

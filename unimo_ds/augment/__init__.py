@@ -1,0 +1,1 @@
+"""Text rewriting for cross-modal contrastive learning: scene graphs of captions, positives and hard negatives."""

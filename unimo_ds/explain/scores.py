@@ -1,0 +1,99 @@
+"""What a checkpoint says of the candidates of a pair.
+
+Shape suffixes: see `unimo_ds.batch`; J candidates of one pair.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unimo_ds import distributed
+from unimo_ds.batch import Batch
+from unimo_ds.config import CmclSection, load_config
+from unimo_ds.engine.checkpoint import checkpoint_name, damage_of, read_state, read_weights
+from unimo_ds.errors import CheckpointError
+from unimo_ds.model.unimo import Unimo
+from unimo_ds.objectives.contrastive import score_candidates
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well each candidate of one pair fits, in the order of `objectives.contrastive.Candidates`.
+
+    Attributes:
+        fits: the cosine d; in a run without CMCL the matching head's probability that the caption is true.
+        shares: each one's share of the softmax of d/t in Equation 1, so that the loss is the logarithm of the positives' part;
+            None for those that are not in it: retrieved ones that count in the similarity matrix, and all without CMCL.
+    """
+
+    fits: list[float]
+    shares: list[float | None]
+
+
+class Scorer:
+    """A checkpoint that scores candidates, in evaluation mode and float32.
+
+    Args:
+        checkpoint: its folder; whole.
+        cmcl: the form of CMCL that the run trains.
+
+    Attributes:
+        checkpoint: the folder.
+        step: how many updates it has seen.
+        temperature: t of CMCL there.
+        detector: of the regions it was trained on; empty for one of texts alone.
+
+    Raises:
+        CheckpointError: it holds another model than this program makes of its configuration.
+    """
+
+    def __init__(self, checkpoint: Path, cmcl: CmclSection) -> None:
+        self.checkpoint, self._cmcl = checkpoint, cmcl
+        state = read_state(checkpoint)
+        self.step, self.detector = int(state["step"]), dict(state["detector"])
+        with torch.device("meta"):  # no initial values: they would be replaced
+            self._unimo = Unimo(load_config(checkpoint / "config.yaml").model)
+        try:
+            self._unimo.load_state_dict(read_weights(checkpoint, prefix=""), assign=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{checkpoint}: was written by another version of this program ({reason})") from error
+        self._unimo.to(distributed.device()).eval()
+        with torch.no_grad():
+            self.temperature = float(self._unimo.temperature())
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Scores:
+        """Scores of the candidates of a batch with one pair."""
+        batch = batch.to(distributed.device())
+        outputs = self._unimo(batch)
+        if not self._cmcl.weight:
+            fits = outputs.matching_logits_J.sigmoid().tolist()
+            return Scores(fits, [None] * len(fits))
+        candidates = score_candidates(outputs, batch)
+        joint, retrieved = candidates.parts()
+        if self._cmcl.retrieved_in_matrix:
+            shares = [*joint.scores_J.softmax(0).tolist(), *[None] * len(retrieved.scores_J)]
+        else:
+            shares = candidates.scores_J.softmax(0).tolist()
+        return Scores((candidates.scores_J * outputs.temperature).tolist(), shares)
+
+
+def nearest_checkpoint(folder: Path, step: int, notes: list[str]) -> Path | None:
+    """The newest whole checkpoint of a run up to `step`, else the first one after it; None without any.
+
+    Args:
+        folder: the run's `checkpoints`.
+        step: number of updates.
+        notes: is told of damaged ones that are passed over.
+    """
+    name = checkpoint_name(step)
+    found = sorted(folder.glob("step-*"))
+    before, after = [path for path in found if path.name <= name], [path for path in found if path.name > name]
+    for path in [*reversed(before), *after]:
+        damage = damage_of(path)
+        if damage is None:
+            return path
+        notes.append(f"checkpoint passed over: {path}: {damage}")
+    return None

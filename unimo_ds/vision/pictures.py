@@ -1,0 +1,46 @@
+"""Pictures for pages: read from disk, scaled, and encoded into the page itself."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside a page; without `source`, `problem` says in its place what is wrong."""
+
+    name: str
+    source: str
+    problem: str = ""
+    width: int = 4
+    height: int = 3
+
+
+def open_picture(root: Path, key: str) -> Image.Image | Picture:
+    """The picture `key` below `root` in RGB, or what to show in its place."""
+    path = root / key
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        return Picture(key, "", f"missing: {path}")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return Picture(key, "", f"cannot be read: {path} ({type(error).__name__})")
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """Scaled, up or down, to `side` pixels on the longer side."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def encode(name: str, image: Image.Image) -> Picture:
+    """The picture as a JPEG in a `data:` address."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, optimize=True)
+    source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(name, source, "", image.width, image.height)
