@@ -334,9 +334,12 @@ def paragraph(kind: str, rng: np.random.Generator) -> str:
     return " ".join(as_sentence(text) for text in said)
 
 
-def corpus(seed: int, paragraphs: int) -> str:
-    """`paragraphs` paragraphs, one a line with a blank line between; each kind gets its turn."""
-    rng = np.random.default_rng(np.random.SeedSequence((seed, 0x7E87)))
+def corpus(seed: int, paragraphs: int, held_out: bool = False) -> str:
+    """`paragraphs` paragraphs, one a line with a blank line between; each kind gets its turn.
+
+    Held-out ones are other paragraphs of the same sentences: the facts are those that the training texts tell.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 0x7E88 if held_out else 0x7E87)))
     kinds = list(FACTS)
     texts: list[str] = []
     while len(texts) < paragraphs:

@@ -7,7 +7,8 @@ OUT/vqa/v2_OpenEnded_world_{split}_questions.json  VQA v2 of train, val and val_
 OUT/vqa/v2_world_{split}_annotations.json          things by what only the texts know of them
 OUT/snli_ve/snli_ve_{train,dev}.jsonl              SNLI-VE
 OUT/statements/{held_out,knowledge}_val.jsonl      true statements beside false ones (statements.py), as rewrites.py has them
-OUT/text/corpus.txt, OUT/text/knowledge.json       texts without pictures, and the facts that they tell
+OUT/text/{corpus,held_out}.txt                     texts without pictures, to train and to test
+OUT/text/knowledge.json                            the facts that they tell
 OUT/world.json                                     the manifest, written last
 """
 
@@ -39,6 +40,7 @@ _QUESTION_SETS: tuple[tuple[str, str, Callable[[Scene, np.random.Generator], lis
 )
 """Name, split and author of each pair of VQA files."""
 
+_HELD_OUT_PARAGRAPHS = 150
 _MOST_A_SPLIT = 999_999
 """File names count with six digits, image ids leave as much room."""
 
@@ -91,6 +93,7 @@ def write_world(config: WorldConfig, out: Path, workers: int = 1) -> Json:
         ),
         "statements/knowledge_val.jsonl": "".join(map(dump_caption, statements.knowledge(scenes["val"]))),
         "text/corpus.txt": knowledge.corpus(config.seed, config.paragraphs),
+        "text/held_out.txt": knowledge.corpus(config.seed, _HELD_OUT_PARAGRAPHS, held_out=True),
         "text/knowledge.json": _dump(knowledge.fact_table()),
     }
     manifest: Json = {
