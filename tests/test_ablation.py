@@ -44,6 +44,17 @@ def test_every_variant_and_seed_is_a_run_of_its_own_and_a_changed_variant_anothe
     assert not {job.folder for job in jobs} & {job.folder for job in changed}
 
 
+def test_all_variants_of_a_seed_go_on_from_the_start_of_that_seed() -> None:
+    jobs = list(
+        _jobs(plan_of(seeds=[1, 2], start={"training.steps": 70}, variants={"full": {}, "other": {"training.steps": 9}}))
+    )
+    begun = {(job.seed, word) for job in jobs for word in job.words if word.startswith("init=")}
+    assert len(begun) == 2
+    for seed, word in begun:
+        assert f"/seed-{seed}/checkpoints/step-00000070" in word
+    assert len({job.folder.parent for job in jobs}) == 2, "the seeds of a variant stand in one folder"
+
+
 def test_the_ablations_of_the_readme_are_valid_runs() -> None:
     plan = load_plan(ROOT / "recipes/ablations.yaml")
     assert len(plan.seeds) == 3
@@ -84,6 +95,7 @@ def test_a_small_table_is_run_reused_and_mended(tmp_path: Path, capsys: pytest.C
         "base": str(base),
         "folder": str(tmp_path / "runs"),
         "seeds": [1, 2],
+        "start": {"training.steps": 2, "objectives.candidates.word_negatives": 0},
         "variants": {"full": {}, "no cmcl": {"objectives.cmcl.weight": 0, "objectives.matching": 1}},
         "columns": [{"key": "eval/rewritten_right", "title": "right"}, {"key": "eval/t2i_r1", "title": "R@1"}],
     }
@@ -94,7 +106,7 @@ def test_a_small_table_is_run_reused_and_mended(tmp_path: Path, capsys: pytest.C
     numbers = json.loads((tmp_path / "runs/ablations.json").read_text())
     assert numbers["full"]["1"]["eval/rewritten_chance"] == 0.25 and set(numbers["no cmcl"]) == {"1", "2"}
     logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*/log.txt")}
-    assert len(logs) == 4
+    assert len(logs) == 6 and len(list((tmp_path / "runs").glob("start-*/seed-*/DONE"))) == 2
     plan["variants"]["broken"] = {"data.corpora.pairs.path": str(tmp_path / "nowhere.json")}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(UnimoError, match=r"2 of 6 runs failed, the first: broken, seed \d; see .*log.txt"):

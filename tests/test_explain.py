@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from tests.helpers import random_batch, random_regions
 from tests.life import small_run
 from unimo_ds.batch import Counts, Kind, Source, Target
 from unimo_ds.cli import app
-from unimo_ds.config import CmclSection, ModelSection, RunConfig, dump_config, load_config
+from unimo_ds.config import CmclSection, RunConfig, dump_config, load_config
 from unimo_ds.data.corpus import prepare_corpora
 from unimo_ds.data.loader import PretrainingData
 from unimo_ds.data.order import Draw
@@ -66,6 +65,10 @@ def resolved(config: RunConfig, objectives: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(content)
 
 
+def state_of(config: RunConfig, step: int) -> dict[str, Any]:
+    return {"step": step, "detector": small_run.DETECTOR, "model": config.model.model_dump(mode="json")}
+
+
 def write_checkpoint(run: Path, step: int, seed: int = 0) -> Path:
     """A whole checkpoint with random weights."""
     config = load_config(run / "config.yaml")
@@ -74,7 +77,7 @@ def write_checkpoint(run: Path, step: int, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     save_file(Unimo(config.model, 0.1).state_dict(), folder / "model.safetensors")
     (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "state.json").write_text(json.dumps({"step": step, "detector": small_run.DETECTOR}))
+    (folder / "state.json").write_text(json.dumps(state_of(config, step)))
     files = {
         path.name: {"bytes": path.stat().st_size, "xxh3_128": xxhash.xxh3_128(path.read_bytes()).hexdigest()}
         for path in folder.iterdir()
@@ -263,10 +266,12 @@ def data_of(opened: OpenedRun, rank: int) -> PretrainingData:
     return PretrainingData(opened.config, opened.corpora, opened.tokenizer, 24, rank, 2)
 
 
-@pytest.mark.parametrize("retrieved", ["matrix", "pair"])
-def test_scores_are_those_of_the_loss(run: Path, opened: OpenedRun, retrieved: Literal["matrix", "pair"]) -> None:
+@pytest.mark.parametrize(("in_batch", "positives"), [(1.0, "each"), (0.0, "each"), (1.0, "summed")])
+def test_scores_are_those_of_the_loss(
+    run: Path, opened: OpenedRun, in_batch: float, positives: Literal["each", "summed"]
+) -> None:
     """All pairs in one batch, through the loss's own functions, against one pair at a time."""
-    cmcl, checkpoint = CmclSection(retrieved=retrieved), run / "checkpoints/step-00000004"
+    cmcl, checkpoint = CmclSection(in_batch=in_batch, positives=positives), run / "checkpoints/step-00000004"
     unimo, reader = model_of(checkpoint), SampleReader(opened, Scorer(checkpoint, cmcl), [])
     pairs = [item for item in opened.items if item.candidates]
     samples = [sample for sample in map(reader.read, pairs) if sample is not None]
@@ -282,24 +287,14 @@ def test_scores_are_those_of_the_loss(run: Path, opened: OpenedRun, retrieved: L
         assert [candidate.fit for candidate in sample.candidates] == pytest.approx(fits, abs=1e-5)
         assert [candidate.positive for candidate in sample.candidates] == (candidates.kinds_J[mine] != Kind.NEGATIVE).tolist()
         shares = [candidate.share is not None for candidate in sample.candidates]
-        assert shares == [retrieved == "pair" or not candidate.role.startswith("retrieved") for candidate in sample.candidates]
+        apart = in_batch > 0 and positives == "each"
+        assert shares == [not (apart and candidate.role.startswith("retrieved")) for candidate in sample.candidates]
+        assert math.fsum(candidate.share or 0 for candidate in sample.candidates) == pytest.approx(1)
+        if positives == "summed":
+            assert sample.loss == pytest.approx(-math.log(sample.positive_share), rel=1e-4)
         words = (candidates.sources_J[mine] == Source.WORD).tolist()
         assert [candidate.role == "negative, word" for candidate in sample.candidates] == words
     assert math.fsum(sample.loss or 0 for sample in samples) == pytest.approx(float(loss), rel=1e-4)
-
-
-def test_a_loss_too_small_for_rounding_is_still_told(samples: list[Sample]) -> None:
-    pair = next(sample for sample in samples if sample.candidates)
-
-    def with_shares(*shares: float) -> Sample:
-        candidates = [replace(pair.candidates[0], share=share, positive=number == 0) for number, share in enumerate(shares)]
-        return replace(pair, candidates=candidates)
-
-    assert with_shares(1.0, 2e-12).loss == pytest.approx(2e-12)
-    assert with_shares(2e-12, 1.0).loss == pytest.approx(-math.log(2e-12))
-    assert with_shares(0.25, 0.25, 0.5).loss == pytest.approx(-math.log(0.25))
-    assert with_shares(1.0).loss == 0
-    assert ">99.99 %" in sample_lines(1, with_shares(1 - 2e-12, 2e-12), 100)[-1]
 
 
 def test_a_negative_that_scores_no_lower_is_marked(samples: list[Sample]) -> None:
@@ -428,7 +423,8 @@ def test_a_chosen_checkpoint_must_be_whole_and_of_the_same_inputs(copied: Path) 
 def test_a_checkpoint_of_another_detector_is_refused(copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints")
     checkpoint = write_checkpoint(copied, 4)
-    rewrite_state(checkpoint, {"step": 4, "detector": {**small_run.DETECTOR, "weights_sha256": "1" * 64}})
+    state = state_of(load_config(copied / "config.yaml"), 4)
+    rewrite_state(checkpoint, {**state, "detector": {**small_run.DETECTOR, "weights_sha256": "1" * 64}})
     with pytest.raises(StoreError, match="another detector"):
         explain_step(copied, STEP)
 
@@ -444,14 +440,8 @@ def rewrite_state(checkpoint: Path, state: dict[str, Any]) -> None:
 def test_a_checkpoint_of_another_version_costs_the_similarities(copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints")
     config = load_config(copied / "config.yaml")
-    wider = config.model_copy(update={"model": ModelSection.model_validate({**config.model.model_dump(), "layers": 3})})
-    checkpoint = write_checkpoint(copied, 4)
-    content = dump_config(wider)
-    (checkpoint / "config.yaml").write_text(content)
-    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
-    digest = xxhash.xxh3_128(content.encode()).hexdigest()
-    manifest["files"]["config.yaml"] = {"bytes": len(content.encode()), "xxh3_128": digest}
-    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
+    checkpoint, state = write_checkpoint(copied, 4), state_of(config, 4)
+    rewrite_state(checkpoint, {**state, "model": {**state["model"], "layers": 3}})
     assert "left out" in explain_step(copied, STEP).text
     with pytest.raises(CheckpointError, match="another version"):
         explain_step(copied, STEP, checkpoint=checkpoint)
@@ -486,7 +476,7 @@ def test_changed_data_is_noticed(tmp_path: Path) -> None:
     captions = tmp_path / "captions.json"
     later = captions.stat().st_mtime + 60
     os.utime(captions, (later, later))
-    assert f"note: {captions} was written again" in flat(explain_step(folder, STEP, width=400).text)
+    assert f"note: written again since the run was started: {captions};" in flat(explain_step(folder, STEP, width=400).text)
     content = json.loads(captions.read_text())
     captions.write_text(json.dumps({**content, "annotations": content["annotations"][:-1]}))
     with pytest.raises(DataError, match=r"corpus pairs .*samples: 16 then, 15 now"):
@@ -596,7 +586,7 @@ def test_everything_in_the_page_is_escaped() -> None:
     region = ShownRegion((0.1, 0.1, 0.5, 0.5), evil, 0.5, hidden=True)
     image = ShownImage(f'"{evil}.jpg', 200, 160, [region])
     marks = ("", "masked", "random", "kept", "generated", "changed")
-    sample = Sample(evil, "pairs", 1, 2, 0, 0, 9, evil, [Piece(evil, evil, mark) for mark in marks], image, [])
+    sample = Sample(evil, "pairs", 1, 2, 0, 0, 9, evil, [Piece(evil, evil, mark) for mark in marks], image, [], None)
     counts = Counts(1, 2, 3, 4, 5)
     summary = Summary([(evil, "pairs", 1, 2)], [(evil, 1)], [(evil, 1)], counts, 1, 1, [Share(0, 0, 1, counts)], [])
     page = render_page(evil, Path(evil), summary, evil, [evil], [sample], Path("nowhere"))

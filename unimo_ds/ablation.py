@@ -1,8 +1,9 @@
 """Ablations: the same run with one thing changed, over several seeds, in one table.
 
-A plan is a YAML file: a base run, what all variants change of it, the variants as `key: value` overrides, and which numbers of
-`evaluation.json` become columns. Every variant and seed is an ordinary run in a folder of its own, started by the command that
-a user would type; what is finished is reused, and a changed variant gets another folder.
+A plan is a YAML file: a base run, what all runs change of it, the variants as `key: value` overrides, which numbers of
+`evaluation.json` become columns, and if wanted a start, a run of each seed from whose weights all its variants go on. Every
+variant and seed is an ordinary run in a folder of its own, started by the command that a user would type; what is finished is
+reused, and a changed variant gets another folder.
 """
 
 import hashlib
@@ -41,7 +42,8 @@ class AblationPlan(Section):
     base: Path
     folder: Path  # the runs, ablations.md and ablations.json
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
-    overrides: Annotated[Overrides, Field(default_factory=dict)]  # of every variant
+    overrides: Annotated[Overrides, Field(default_factory=dict)]  # of every run
+    start: Overrides | None = None  # a run made first, whose last checkpoint every variant begins with
     variants: Annotated[dict[str, Overrides], Field(min_length=1)]  # the first is what the others are compared with
     columns: Annotated[list[Column], Field(min_length=1)]
 
@@ -76,14 +78,9 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
     jobs = [job for job in _jobs(plan) if not only or job.variant in only]
     for job in jobs:
         load_config(plan.base, job.words)
-    todo = [job for job in jobs if not (job.folder / "DONE").exists()]
-    failed: list[_Job] = []
-    with Progress("ablations", len(todo), "runs") as progress, ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
-        for future in as_completed([pool.submit(_run, plan.base, job) for job in todo]):
-            job, code = future.result()
-            progress.advance(note=f"{job.variant}, seed {job.seed}")
-            if code:
-                failed.append(job)
+    workers = parallel or os.cpu_count() or 1
+    starts = [] if plan.start is None else [_start_of(plan, seed) for seed in plan.seeds]
+    failed = _run_all(plan, starts, "starts", workers) or _run_all(plan, jobs, "ablations", workers)
     table = write_table(plan, {job.variant for job in jobs})
     if failed:
         raise UnimoError(
@@ -91,6 +88,19 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
             f"see {failed[0].folder / 'log.txt'}. The table has the others; start the same command again to go on."
         )
     return table
+
+
+def _run_all(plan: AblationPlan, jobs: list[_Job], what: str, workers: int) -> list[_Job]:
+    """Runs those of `jobs` that are not finished; returns the ones that failed."""
+    todo = [job for job in jobs if not (job.folder / "DONE").exists()]
+    failed: list[_Job] = []
+    with Progress(what, len(todo), "runs", enabled=bool(todo)) as progress, ThreadPoolExecutor(workers) as pool:
+        for future in as_completed([pool.submit(_run, plan.base, job) for job in todo]):
+            job, done = future.result()
+            progress.advance(note=f"{job.variant}, seed {job.seed}")
+            if not done:
+                failed.append(job)
+    return failed
 
 
 def load_plan(path: Path) -> AblationPlan:
@@ -113,25 +123,35 @@ def load_plan(path: Path) -> AblationPlan:
 def _jobs(plan: AblationPlan) -> Iterator[_Job]:
     for seed in plan.seeds:  # seed by seed: a table that is looked at early has all its rows
         for variant, changes in plan.variants.items():
-            yield _job(plan, variant, changes, seed)
+            overrides = {**plan.overrides, **changes}
+            if plan.start is not None:
+                start = _start_of(plan, seed)
+                steps = load_config(plan.base, start.words).training.steps
+                overrides["init"] = str(start.folder / "checkpoints" / f"step-{steps:08}")
+            yield _job(plan, variant, overrides, seed)
 
 
-def _job(plan: AblationPlan, variant: str, changes: Overrides, seed: int) -> _Job:
-    overrides = {**plan.overrides, **changes}
+def _start_of(plan: AblationPlan, seed: int) -> _Job:
+    return _job(plan, "start", {**plan.overrides, **(plan.start or {})}, seed)
+
+
+def _job(plan: AblationPlan, variant: str, overrides: Overrides, seed: int) -> _Job:
     words = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-    digest = hashlib.sha256(repr((plan.base.read_bytes(), words)).encode()).hexdigest()[:6]
+    named = re.sub(r"/seed-\d+/", "/", repr(words))  # a variant has one folder, whichever start it begins with
+    digest = hashlib.sha256(repr((plan.base.read_bytes(), named)).encode()).hexdigest()[:6]
     name = re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
     folder = plan.folder / f"{name}-{digest}" / f"seed-{seed}"
     return _Job(variant, seed, folder, (*words, f"seed={seed}", f"folder={folder}"))
 
 
-def _run(base: Path, job: _Job) -> tuple[_Job, int]:
+def _run(base: Path, job: _Job) -> tuple[_Job, bool]:
+    """Runs a job to its end; whether it got there."""
     job.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "unimo_ds.pretrain", str(base), *job.words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (job.folder / "log.txt").open("ab") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    return job, 0 if (job.folder / "DONE").exists() else 1  # the mark counts: a teardown may fail after all work is done
+    return job, (job.folder / "DONE").exists()  # the mark counts: a teardown may fail after all work is done
 
 
 def write_table(plan: AblationPlan, variants: set[str]) -> Path:

@@ -145,9 +145,9 @@ class CmclSection(Section):
 
     weight: Weight = 1.0  # 0 switches the objective off
     in_batch: Weight = 1.0  # weight of the similarity matrix of the global batch, which the paper has not
-    # Where retrieved images and texts count: `matrix`, with all else that is encoded alone; `pair`, in one logarithm with the
-    # jointly encoded candidates, as Equation 1 is printed (docs/cmcl.md has why that is not the default, unless in_batch is 0).
-    retrieved: Literal["matrix", "pair"] = "matrix"
+    # `each` positive has a logarithm of its own, retrieved ones against those of other pairs; `summed`: all of a pair in one,
+    # as Equation 1 is printed. Summed, the easiest positive satisfies the whole, and the pair hardly learns (docs/cmcl.md).
+    positives: Literal["each", "summed"] = "each"
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07  # where the learned temperature starts
 
     @property
@@ -156,9 +156,9 @@ class CmclSection(Section):
         return self.weight > 0 and self.in_batch > 0
 
     @property
-    def retrieved_in_matrix(self) -> bool:
-        """Whether retrieved images and texts are positives there; without a matrix they are the pair's own candidates."""
-        return self.matrix and self.retrieved == "matrix"
+    def retrieved_apart(self) -> bool:
+        """Whether retrieved images and texts are compared with those of other pairs, and not with the pair's hard negatives."""
+        return self.matrix and self.positives == "each"
 
 
 class CandidatesSection(Section):

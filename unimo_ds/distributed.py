@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unimo_ds.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -100,6 +102,26 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def own_shards(shards: int | None, shard: int | None, processes: int) -> tuple[int, list[int]]:
+    """Of work that is cut into shards: how many there are in all, and the numbers of those that this call does.
+
+    Args:
+        shards, shard: number of callers and the number of this one; None: from the launcher's environment.
+        processes: shards of each caller, one for each of its local processes.
+
+    Raises:
+        ConfigError: the numbers do not fit each other.
+    """
+    if (shards is None) != (shard is None):
+        raise ConfigError(f"--shards {shards} --shard {shard}: give both or neither")
+    if shards is None or shard is None:
+        here = environment()
+        shards, shard = here.world_size, here.rank
+    if not 0 <= shard < shards or processes < 1:
+        raise ConfigError(f"shard {shard} of {shards} with {processes} processes: wants 0 <= shard < shards")
+    return shards * processes, [shard * processes + number for number in range(processes)]
 
 
 def shares(items: int, at_once: int) -> Iterator[list[int]]:

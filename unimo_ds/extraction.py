@@ -113,7 +113,7 @@ def extract_features(plan: ExtractionPlan) -> ExtractionResult:
         ConfigError: a wrong selection or shard number.
         CheckpointError: no such detector, or a damaged one.
     """
-    shards, own = _shards(plan)
+    shards, own = distributed.own_shards(plan.shards, plan.shard, plan.processes)
     items = list_images(plan.images, plan.images_root)
     if len(own) == 1:
         outcomes = [_extract_shard(plan, items, own[0], shards)]
@@ -125,20 +125,6 @@ def extract_features(plan: ExtractionPlan) -> ExtractionResult:
     finished = _finish(plan.out, _work_digest(items, shards), shards)
     failures = tuple(failure for _, found in outcomes for failure in found)
     return ExtractionResult(len(items), sum(count for count, _ in outcomes), failures, finished)
-
-
-def _shards(plan: ExtractionPlan) -> tuple[int, list[int]]:
-    """Number of shards in all, and the numbers of those that this call writes."""
-    if (plan.shards is None) != (plan.shard is None):
-        raise ConfigError(f"--shards {plan.shards} --shard {plan.shard}: give both or neither")
-    if plan.shards is None:
-        here = distributed.environment()
-        callers, caller = here.world_size, here.rank
-    else:
-        callers, caller = plan.shards, plan.shard or 0
-    if not 0 <= caller < callers or plan.processes < 1:
-        raise ConfigError(f"shard {caller} of {callers} with {plan.processes} processes: wants 0 <= shard < shards")
-    return callers * plan.processes, [caller * plan.processes + i for i in range(plan.processes)]
 
 
 def _extract_shard(plan: ExtractionPlan, items: Sequence[Item], shard: int, shards: int) -> tuple[int, list[Failure]]:

@@ -114,7 +114,12 @@ def write_neighbours(
         manifest: how it was made; must hold `stores`, a list of paths.
         arrays: the arrays of the module's docstring, by name.
         found_images, sentences: see there; a sentence must not hold a line break.
+
+    Raises:
+        DataError: there is something else under that name, which is left alone.
     """
+    if folder.exists() and not (folder / "manifest.json").exists():
+        raise DataError(f"{folder}: exists, and is no folder of neighbours; choose another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -133,7 +133,7 @@ def rewrite_captions(plan: RewritePlan) -> RewriteResult:
         ConfigError: a wrong setting; a program, package or model that is missing; the folder holds a run of other captions
             or settings.
     """
-    shards, own = _shards(plan)
+    shards, own = distributed.own_shards(plan.shards, plan.shard, plan.processes)
     settings = _settings(plan, shards)
     captions, rejected = _read(plan.captions)
     _expect_settings(plan.out, settings | {"captions": len(captions.texts)})
@@ -149,20 +149,6 @@ def rewrite_captions(plan: RewritePlan) -> RewriteResult:
     for shard in own:
         tally += _Shard(plan.out, shard, shards).tally
     return RewriteResult(len(captions.texts), rejected, sum(written), tally, finished)
-
-
-def _shards(plan: RewritePlan) -> tuple[int, list[int]]:
-    """Number of shards in all, and the numbers of those that this call writes."""
-    if (plan.shards is None) != (plan.shard is None):
-        raise ConfigError(f"--shards {plan.shards} --shard {plan.shard}: give both or neither")
-    if plan.shards is None:
-        here = distributed.environment()
-        callers, caller = here.world_size, here.rank
-    else:
-        callers, caller = plan.shards, plan.shard or 0
-    if not 0 <= caller < callers or plan.processes < 1:
-        raise ConfigError(f"shard {caller} of {callers} with {plan.processes} processes: wants 0 <= shard < shards")
-    return callers * plan.processes, [caller * plan.processes + i for i in range(plan.processes)]
 
 
 def _settings(plan: RewritePlan, shards: int) -> dict[str, Any]:

@@ -96,10 +96,10 @@ def region_sums(hidden: Tensor, batch: Batch, weights: Weights) -> tuple[Tensor,
     return regression, classes
 
 
-def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights, as_printed: bool = False) -> Tensor:
+def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights, form: str = "each") -> Tensor:
     """Equation 1 for every pair, plus InfoNCE over the images and captions encoded alone, both ways.
 
-    Retrieved images and texts are further positives of the second part, or, as the equation is printed, of the first.
+    Each positive in a logarithm of its own, retrieved ones against those of all pairs; or, `summed`, as it is printed.
     """
 
     def pooled(row: int, pooler: str) -> Tensor:
@@ -128,23 +128,20 @@ def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights, as_printed: 
     joint += [(pair, kind, vector @ alone_v[pair]) for pair, kind, vector in texts if kind == Kind.RETRIEVED]
     groups, total = batch.pair_groups_P.tolist(), torch.zeros(()).double()
     for pair in range(len(groups)):
-        everything = [
-            (kind, (d / temperature).exp())
-            for owner, kind, d in joint
-            if owner == pair and (as_printed or kind != Kind.RETRIEVED)
-        ]
-        positives = [value for kind, value in everything if kind != Kind.NEGATIVE]
-        total = total - (sum(positives) / sum(value for _, value in everything)).log()
-        for anchor, others in ((alone_v[pair], alone_w), (alone_w[pair], alone_v)):
+        mine = [(kind, (d / temperature).exp()) for owner, kind, d in joint if owner == pair]
+        false = sum(value for kind, value in mine if kind == Kind.NEGATIVE)
+        true = [value for kind, value in mine if kind in (Kind.PAIR, Kind.POSITIVE)]
+        if form == "summed":
+            true = [sum(value for kind, value in mine if kind != Kind.NEGATIVE)]
+        total = total - sum((value / (value + false)).log() for value in true) / len(true)
+        for anchor, others, members in ((alone_v[pair], alone_w, texts), (alone_w[pair], alone_v, images)):
             terms = {other: (anchor @ vector / temperature).exp() for other, vector in others.items()}
             same = sum(value for other, value in terms.items() if groups[other] == groups[pair])
-            members = texts if others is alone_w else images  # what the anchor is compared with
-            found = [
-                (anchor @ vector / temperature).exp()
-                for owner, kind, vector in members
-                if owner == pair and kind == Kind.RETRIEVED and not as_printed
-            ]
-            total = total - 0.5 * ((same + sum(found)) / (sum(terms.values()) + sum(found))).log()
+            total = total - 0.5 * (same / sum(terms.values())).log()
+            found = [(owner, (anchor @ v / temperature).exp()) for owner, kind, v in members if kind == Kind.RETRIEVED]
+            own = sum(value for owner, value in found if owner == pair)
+            if form == "each" and any(owner == pair for owner, _ in found):
+                total = total - 0.5 * (own / sum(value for _, value in found)).log()
     return total
 
 
@@ -176,7 +173,7 @@ def matching_sum(hidden: Tensor, batch: Batch, weights: Weights) -> Tensor:
     return sum((0.5 * torch.stack(losses).mean() for losses in sides.values()), torch.zeros(()).double())
 
 
-def reference_losses(batch: Batch, weights: Weights, totals: Totals, as_printed: bool = False) -> Tensor:
+def reference_losses(batch: Batch, weights: Weights, totals: Totals, form: str = "each") -> Tensor:
     embedded, starts = embed(batch, weights), batch.cu_seqlens_S1.tolist()
     hidden = torch.cat(
         [
@@ -187,17 +184,17 @@ def reference_losses(batch: Batch, weights: Weights, totals: Totals, as_printed:
     sums = [
         *language_sums(hidden, batch, weights),
         *region_sums(hidden, batch, weights),
-        contrastive_sum(hidden, batch, weights, as_printed),
+        contrastive_sum(hidden, batch, weights, form),
         matching_sum(hidden, batch, weights),
     ]
     counts = [totals.mlm, totals.seq2seq, totals.regions, totals.regions, totals.pairs, totals.pairs]
     return torch.stack([value / max(count, 1) for value, count in zip(sums, counts, strict=True)])
 
 
-def compare(make: Callable[[], Batch], retrieved: str = "matrix") -> None:
+def compare(make: Callable[[], Batch], form: str = "each") -> None:
     torch.manual_seed(0)
     batch = make()
-    model = PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate({"matching": 1.0, "cmcl": {"retrieved": retrieved}}))
+    model = PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate({"matching": 1.0, "cmcl": {"positives": form}}))
     with torch.no_grad():  # biases and norms away from 0 and 1, so that a forgotten one shows
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -207,7 +204,7 @@ def compare(make: Callable[[], Batch], retrieved: str = "matrix") -> None:
     shares = measured[: len(NAMES)]
     loss.backward()
     weights = {name.removeprefix("unimo."): p.detach().double().requires_grad_() for name, p in model.named_parameters()}
-    expected = reference_losses(batch, weights, totals, as_printed=retrieved == "pair")
+    expected = reference_losses(batch, weights, totals, form)
     expected.sum().backward()
     for name, ours, theirs in zip(NAMES, shares.tolist(), expected.tolist(), strict=True):
         assert abs(ours - theirs) < 1e-4 * max(1, abs(theirs)), f"{name}: {ours} against {theirs}"
@@ -229,8 +226,8 @@ def test_pairs_of_one_image_are_positives_of_each_other() -> None:
     compare(lambda: random_batch(1, pairs=4, groups=[0, 0, 1, 0]))
 
 
-@pytest.mark.parametrize("retrieved", ["matrix", "pair"])
+@pytest.mark.parametrize("form", ["each", "summed"])
 @pytest.mark.parametrize("seed", [2, 3])
-def test_every_kind_of_candidate(seed: int, retrieved: str) -> None:
+def test_every_kind_of_candidate(seed: int, form: str) -> None:
     """Rewritten positives, hard negatives, retrieved images and retrieved texts, none to several of each a pair."""
-    compare(lambda: random_batch(seed, pairs=4, candidates=True), retrieved)
+    compare(lambda: random_batch(seed, pairs=4, candidates=True), form)

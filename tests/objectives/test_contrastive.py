@@ -17,10 +17,10 @@ from unimo_ds.config import CmclSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, PackedText, Sequence
 from unimo_ds.model.unimo import Outputs
-from unimo_ds.objectives.contrastive import contrastive_losses, matrix_loss, pair_loss, score_candidates
+from unimo_ds.objectives.contrastive import contrastive_losses, matrix_loss, score_candidates, summed_loss
 
-ONE_LOGARITHM = CmclSection(in_batch=0)  # Equation 1 as it is printed
-WITH_MATRIX = CmclSection(retrieved="pair")
+ONE_LOGARITHM = CmclSection(in_batch=0, positives="summed")  # Equation 1 as it is printed
+WITH_MATRIX = CmclSection(positives="summed")
 
 Numbers = tuple[int, int, int, int]  # of rewritten positives, hard negatives, retrieved images, retrieved texts
 
@@ -199,4 +199,4 @@ def test_equation_1_by_hand() -> None:
     texts = torch.stack([first if kind == Kind.NEGATIVE else second for kind in batch.text_kinds_X.tolist()])
     outputs = random_outputs(batch, 0, 0.5)._replace(image_vectors_ID=images, text_vectors_XD=texts)
     candidates = score_candidates(outputs, batch)
-    assert float(pair_loss(candidates, 1).detach()) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
+    assert float(summed_loss(candidates, 1).detach()) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)

@@ -10,7 +10,7 @@ from unimo_ds.errors import CheckpointError, ConfigError, UnimoError
 from unimo_ds.explain.page import render_page
 from unimo_ds.explain.run import OpenedRun, open_run
 from unimo_ds.explain.scores import Scorer, nearest_checkpoint
-from unimo_ds.explain.step import SampleReader, choose_samples, summarise
+from unimo_ds.explain.step import Sample, SampleReader, choose_samples, summarise
 from unimo_ds.explain.terminal import sample_lines, summary_lines
 from unimo_ds.progress import track
 from unimo_ds.tokenizer import Tokenizer
@@ -68,6 +68,7 @@ def explain_step(
     shown = [sample for sample in read if sample is not None]
     if len(shown) < len(read):
         notes.append(f"{len(read) - len(shown)} of the chosen samples gave the model nothing to learn from; they are not shown")
+    scored += _winning(shown) if scorer is not None else ""
     title = f"{folder}, step {step:,} of {run.config.training.steps:,}"
     page = folder / "explain" / f"{checkpoint_name(step)}.html"
     content = render_page(title, folder, summary, scored, notes, shown, images)
@@ -81,6 +82,13 @@ def explain_step(
         lines += ["", *sample_lines(number, sample, width)]
     lines += ["", _ending(len(run.items) - len(shown), page)]
     return Explanation("\n".join(lines), page)
+
+
+def _winning(samples: Sequence[Sample]) -> str:
+    """How often false captions win, of the samples shown."""
+    negatives = [candidate for sample in samples for candidate in sample.candidates if not candidate.positive]
+    winning = sum(candidate.beats for candidate in negatives)
+    return f"; {winning:,} of the {len(negatives):,} negatives shown score no lower than the true caption (▲)"
 
 
 def _ending(hidden: int, page: Path) -> str:
@@ -109,7 +117,7 @@ def _scorer(run: OpenedRun, checkpoint: Path | None) -> tuple[Scorer | None, str
     when = (
         "the newest one up to this step" if scorer.step <= run.step else "the first one after this step: there is none before"
     )
-    among = "those encoded with the image" if objectives.cmcl.retrieved_in_matrix else "all candidates"
+    among = "those encoded with the image" if objectives.cmcl.retrieved_apart else "all candidates"
     what = f"cosine d, and share of exp(d/t) among {among}, t = {scorer.temperature:.3f},"
     what = what if objectives.cmcl.weight else "P(true)"
     return scorer, f"{what} at {scorer.checkpoint.name}, after {scorer.step:,} updates ({'as chosen' if checkpoint else when})"

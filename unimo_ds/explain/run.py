@@ -133,14 +133,14 @@ def _logged_samples(folder: Path, step: int) -> Iterator[tuple[int, ...]]:
 def _changed_since(config: RunConfig, started: str) -> list[str]:
     """Input files that were written after the run had started: as many samples as before, but perhaps other ones."""
     start = datetime.strptime(started, "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    changed = []
-    for corpus in config.data.corpora:
-        for path in (corpus.path, corpus.regions, corpus.rewrites, corpus.neighbours):
-            if path is not None and _written(path) > start + 1:  # the receipt has whole seconds
-                changed.append(
-                    f"{path} was written again after this step's run had started; what is shown is what it holds now"
-                )
-    return changed
+    paths = [
+        path
+        for corpus in config.data.corpora
+        for path in (corpus.path, corpus.regions, corpus.rewrites, corpus.neighbours)
+        if path is not None and _written(path) > start + 1  # the receipt has whole seconds
+    ]
+    named = ", ".join(map(str, paths))
+    return [f"written again since the run was started: {named}; what is shown is what they hold now"] if paths else []
 
 
 def _written(path: Path) -> float:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from unimo_ds import distributed
-from unimo_ds.batch import Batch
-from unimo_ds.config import CmclSection, load_config
+from unimo_ds.batch import Batch, Kind
+from unimo_ds.config import CmclSection, ModelSection
 from unimo_ds.engine.checkpoint import checkpoint_name, damage_of, read_state, read_weights
 from unimo_ds.errors import CheckpointError
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.objectives.contrastive import score_candidates
+from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Scores:
 
     Attributes:
         fits: the cosine d; in a run without CMCL the matching head's probability that the caption is true.
-        shares: each one's share of the softmax of d/t in Equation 1, so that the loss is the logarithm of the positives' part;
-            None for those that are not in it: retrieved ones that count in the similarity matrix, and all without CMCL.
+        shares: each one's share of the softmax of d/t over the candidates that Equation 1 compares; None for those that are not
+            among them: retrieved ones that count in the similarity matrix, and all without CMCL.
+        loss: Equation 1 of this pair, without the similarity matrix of the step; None without CMCL.
     """
 
     fits: list[float]
     shares: list[float | None]
+    loss: float | None
 
 
 class Scorer:
@@ -53,7 +55,7 @@ class Scorer:
         state = read_state(checkpoint)
         self.step, self.detector = int(state["step"]), dict(state["detector"])
         with torch.device("meta"):  # no initial values: they would be replaced
-            self._unimo = Unimo(load_config(checkpoint / "config.yaml").model)
+            self._unimo = Unimo(ModelSection.model_validate(state["model"]))
         try:
             self._unimo.load_state_dict(read_weights(checkpoint, prefix=""), assign=True)
         except RuntimeError as error:
@@ -70,14 +72,13 @@ class Scorer:
         outputs = self._unimo(batch)
         if not self._cmcl.weight:
             fits = outputs.matching_logits_J.sigmoid().tolist()
-            return Scores(fits, [None] * len(fits))
+            return Scores(fits, [None] * len(fits), None)
         candidates = score_candidates(outputs, batch)
-        joint, retrieved = candidates.parts()
-        if self._cmcl.retrieved_in_matrix:
-            shares = [*joint.scores_J.softmax(0).tolist(), *[None] * len(retrieved.scores_J)]
-        else:
-            shares = candidates.scores_J.softmax(0).tolist()
-        return Scores((candidates.scores_J * outputs.temperature).tolist(), shares)
+        loss, _ = contrastive_losses(outputs, batch, candidates, self._cmcl)
+        compared = int((candidates.kinds_J != Kind.RETRIEVED).sum()) if self._cmcl.retrieved_apart else len(candidates.scores_J)
+        shares = candidates.scores_J[:compared].softmax(0).tolist()
+        fits = (candidates.scores_J * outputs.temperature).tolist()
+        return Scores(fits, [*shares, *[None] * (len(fits) - compared)], float(loss))
 
 
 def nearest_checkpoint(folder: Path, step: int, notes: list[str]) -> Path | None:

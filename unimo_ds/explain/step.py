@@ -1,7 +1,5 @@
 """What was in a step: a summary over all ranks, and its samples one by one, read off the packed batches."""
 
-import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unimo_ds.batch import Batch, Counts, Kind, Source
+from unimo_ds.batch import Counts, Kind, Source
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.plan import Item, share
 from unimo_ds.errors import DamagedRecordError
 from unimo_ds.explain.run import OpenedRun
-from unimo_ds.explain.scores import Scorer
+from unimo_ds.explain.scores import Scorer, Scores
 from unimo_ds.explain.views import View, take_apart
 from unimo_ds.explain.words import Piece, pieces_of_difference, pieces_of_view, text_of
 from unimo_ds.progress import Progress
@@ -29,6 +27,7 @@ _SOURCES = {
     Source.WORD: "word",
     Source.COLLECTION: "collection",
 }
+_REWRITTEN = (Source.OWN, Source.PHRASE, Source.WORD)  # the others are texts of their own, not the caption changed
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,7 @@ class Sample:
         pieces: the text of that view.
         image: the image of that view.
         candidates: of a pair, the true caption first.
+        loss: see `Scores`; None without a checkpoint.
     """
 
     corpus: str
@@ -151,25 +151,12 @@ class Sample:
     pieces: list[Piece]
     image: ShownImage | None
     candidates: list[ShownCandidate]
+    loss: float | None
 
     @property
-    def positive_share(self) -> float | None:
-        """The part of the softmax that falls to the positives; None where there is none."""
-        return self._share(positive=True)
-
-    @property
-    def loss(self) -> float | None:
-        """Equation 1 of CMCL for this pair, without the similarity matrix of the step."""
-        right, wrong = self._share(positive=True), self._share(positive=False)
-        if right is None or wrong is None:
-            return None
-        # From the smaller part: the other one is rounded to 1 where the loss is small.
-        return abs(math.log1p(-wrong) if wrong < right else math.log(max(right, sys.float_info.min)))
-
-    def _share(self, positive: bool) -> float | None:
-        if not self.candidates or self.candidates[0].share is None:
-            return None
-        return sum(candidate.share or 0.0 for candidate in self.candidates if candidate.positive == positive)
+    def positive_share(self) -> float:
+        """The part of the softmax that falls to the positives."""
+        return sum(candidate.share or 0.0 for candidate in self.candidates if candidate.positive)
 
 
 def summarise(run: OpenedRun) -> Summary:
@@ -235,6 +222,7 @@ class SampleReader:
         masked = next((view for view in views if view.kind is None), None)
         first = masked or views[0]
         micro_batch, rank = self._places[draw]
+        scores = self._scorer.score(batch) if self._scorer is not None and len(batch.pair_groups_P) else None
         return Sample(
             corpus=corpus.name,
             kind=corpus.section.kind,
@@ -248,10 +236,11 @@ class SampleReader:
             image=self._image(corpus.image_key(draw.index), _stored(corpus, draw.index), first)
             if len(first.hidden_r)
             else None,
-            candidates=list(self._candidates(corpus, item, batch, views)),
+            candidates=list(self._candidates(corpus, item, views, scores)),
+            loss=scores.loss if scores else None,
         )
 
-    def _candidates(self, corpus: Corpus, item: Item, batch: Batch, views: list[View]) -> Iterator[ShownCandidate]:
+    def _candidates(self, corpus: Corpus, item: Item, views: list[View], scores: Scores | None) -> Iterator[ShownCandidate]:
         """In the order of their scores: jointly encoded ones, retrieved images, retrieved texts."""
         joint = [view for view in views if view.kind in (Kind.PAIR, Kind.POSITIVE, Kind.NEGATIVE)]
         if not joint:
@@ -259,7 +248,6 @@ class SampleReader:
         found = [view for view in views if view.kind == Kind.RETRIEVED]
         images, texts = [view for view in found if not len(view.ids_n)], [view for view in found if len(view.ids_n)]
         shown = [*joint, *images, *texts]
-        scores = self._scorer.score(batch) if self._scorer is not None else None
         keys = _found_images(corpus, item)
         caption = text_of(joint[0], self._run.tokenizer)
         for number, view in enumerate(shown):
@@ -269,7 +257,7 @@ class SampleReader:
             yield ShownCandidate(
                 role=_role(view),
                 positive=view.kind != Kind.NEGATIVE,
-                pieces=[] if image else [Piece(text)] if view.kind == Kind.RETRIEVED else pieces_of_difference(caption, text),
+                pieces=[] if image else pieces_of_difference(caption, text) if view.source in _REWRITTEN else [Piece(text)],
                 image=image,
                 fit=fit,
                 share=scores.shares[number] if scores else None,

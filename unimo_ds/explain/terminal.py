@@ -72,7 +72,7 @@ def sample_lines(number: int, sample: Sample, width: int) -> list[str]:
     if sample.candidates:
         lines += _table(sample.candidates, width)
     if sample.loss is not None:
-        lines += _indented(loss_text(sample), width)
+        lines += _indented(loss_text(sample.loss, sample.positive_share), width)
     return lines
 
 
@@ -108,12 +108,9 @@ def share_text(share: float | None) -> str:
     return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"
 
 
-def loss_text(sample: Sample) -> str:
-    """What the shares of a pair come to; nothing without shares."""
-    if sample.loss is None:
-        return ""
-    loss = f"{sample.loss:.3f}" if sample.loss >= 0.001 else f"{sample.loss:.0e}"
-    return f"{share_text(sample.positive_share)} of the softmax falls to the positives: a loss of {loss}"
+def loss_text(loss: float, positive_share: float) -> str:
+    """What the shares of a pair come to."""
+    return f"{share_text(positive_share)} of the softmax falls to the positives; loss {loss:.3f}, without the similarity matrix"
 
 
 def _table(candidates: Sequence[ShownCandidate], width: int) -> list[str]:

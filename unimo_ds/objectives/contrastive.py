@@ -8,9 +8,10 @@ Two parts, each a sum over pairs:
 - The similarity matrix of images and captions encoded alone, over the whole global batch, in both directions. The paper has
   it not (`cmcl.in_batch: 0` turns it off); it is what makes the vectors encoded alone good for retrieval.
 
-The two are separate terms, and by default retrieved images and texts, which are encoded alone too, are positives of the second
-(`cmcl.retrieved: matrix`). Inside one logarithm with the jointly encoded candidates (`pair`, as the paper prints it) they
-satisfy the sum by themselves: then being encoded alone is what tells a positive, and the pair hardly learns (docs/cmcl.md).
+By default (`cmcl.positives: each`) every jointly encoded positive has a logarithm of its own, against the hard negatives of its
+pair, and retrieved images and texts, which are encoded alone, are told from those of the other pairs of the global batch.
+`summed` is Equation 1 as it is printed, with all positives of a pair in one sum against its hard negatives; then the easiest
+one satisfies the whole, and what only ever comes as a positive is told by its kind (docs/cmcl.md).
 
 Shape suffixes: see `unimo_ds.batch`; J candidates, N pairs of all ranks, D width.
 """
@@ -38,21 +39,10 @@ class Candidates:
     pairs_J: Tensor
     kinds_J: Tensor
     sources_J: Tensor
-    images_J: Tensor  # bool: a retrieved image
 
     def only(self, chosen_J: Tensor) -> "Candidates":
         """Those that are chosen."""
         return Candidates(*(getattr(self, field.name)[chosen_J] for field in fields(self)))
-
-    def parts(self) -> tuple["Candidates", "Candidates"]:
-        """Those that are encoded together with their image or text, and the retrieved ones."""
-        retrieved_J = self.kinds_J == Kind.RETRIEVED
-        return self.only(~retrieved_J), self.only(retrieved_J)
-
-    def log_sums(self, pairs: int) -> tuple[Tensor, Tensor]:
-        """Of retrieved candidates `log sum exp` of each pair's images and of its texts, [P] each; -inf where it has none."""
-        images, texts = self.only(self.images_J), self.only(~self.images_J)
-        return _log_sum_by_pair(images.scores_J, images.pairs_J, pairs), _log_sum_by_pair(texts.scores_J, texts.pairs_J, pairs)
 
 
 def contrastive_losses(outputs: Outputs, batch: Batch, candidates: Candidates, cmcl: CmclSection) -> tuple[Tensor, Tensor]:
@@ -65,14 +55,20 @@ def contrastive_losses(outputs: Outputs, batch: Batch, candidates: Candidates, c
         cmcl: the form; without a matrix the second sum is 0.
     """
     pairs = len(batch.pair_groups_P)
-    joint, retrieved = candidates.parts()
-    pairwise = pair_loss(joint if cmcl.retrieved_in_matrix else candidates, pairs)
+    if cmcl.positives == "summed":
+        pairwise = summed_loss(candidates, pairs)
+    elif cmcl.retrieved_apart:
+        pairwise = each_loss(candidates.only(candidates.kinds_J != Kind.RETRIEVED), pairs)
+    else:  # without the matrix there are no others of their kind: as in the paper, against the pair's hard negatives
+        pairwise = each_loss(candidates, pairs)
     if not cmcl.matrix:
         return pairwise, pairwise.new_zeros(())
     image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
     text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
-    found = retrieved.log_sums(pairs) if cmcl.retrieved_in_matrix else None
-    return pairwise, matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature, found)
+    matrix = matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature)
+    if cmcl.retrieved_apart:
+        matrix = matrix + retrieved_loss(outputs, batch, image_PD, text_PD)
+    return pairwise, matrix
 
 
 def score_candidates(outputs: Outputs, batch: Batch) -> Candidates:
@@ -95,16 +91,25 @@ def score_candidates(outputs: Outputs, batch: Batch) -> Candidates:
                 batch.text_sources_X[found_X],
             ]
         ),
-        images_J=torch.cat([torch.zeros_like(joint).bool(), torch.ones_like(images).bool(), torch.zeros_like(texts).bool()]),
     )
 
 
-def pair_loss(candidates: Candidates, pairs: int) -> Tensor:
-    """Equation 1, summed over the local pairs."""
-    positive = candidates.kinds_J != Kind.NEGATIVE
+def summed_loss(candidates: Candidates, pairs: int) -> Tensor:
+    """Equation 1 as it is printed, summed over the local pairs: all positives of a pair in one logarithm."""
+    positive = candidates.only(candidates.kinds_J != Kind.NEGATIVE)
     over_all_P = _log_sum_by_pair(candidates.scores_J, candidates.pairs_J, pairs)
-    over_positives_P = _log_sum_by_pair(candidates.scores_J[positive], candidates.pairs_J[positive], pairs)
+    over_positives_P = _log_sum_by_pair(positive.scores_J, positive.pairs_J, pairs)
     return (over_all_P - over_positives_P).sum()
+
+
+def each_loss(candidates: Candidates, pairs: int) -> Tensor:
+    """Equation 1 of each positive alone against the pair's negatives, the mean over a pair's positives, summed over pairs."""
+    negative_J = candidates.kinds_J == Kind.NEGATIVE
+    negative, positive = candidates.only(negative_J), candidates.only(~negative_J)
+    over_negatives_P = _log_sum_by_pair(negative.scores_J, negative.pairs_J, pairs)
+    losses_J = torch.logaddexp(positive.scores_J, over_negatives_P[positive.pairs_J]) - positive.scores_J
+    counts_P = losses_J.new_zeros(pairs).index_add(0, positive.pairs_J, torch.ones_like(losses_J))
+    return (losses_J / counts_P[positive.pairs_J]).sum()
 
 
 def _log_sum_by_pair(scores_J: Tensor, pairs_J: Tensor, pairs: int) -> Tensor:
@@ -114,13 +119,8 @@ def _log_sum_by_pair(scores_J: Tensor, pairs_J: Tensor, pairs: int) -> Tensor:
     return scores_J.new_zeros(pairs).index_add(0, pairs_J, shifted_J).log() + largest_P
 
 
-def matrix_loss(
-    image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor, found: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
+def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor) -> Tensor:
     """InfoNCE of the global similarity matrix, the mean of both directions, summed over the local pairs.
-
-    `found` are the log-sums [P] of each pair's retrieved images, further positives of its caption, and of its retrieved texts,
-    further positives of its image.
 
     Each rank sweeps its own images against the captions of all ranks once: its rows are then complete, and its share of every
     column joins the other ranks' shares. Gradients flow to the vectors of all ranks.
@@ -131,10 +131,28 @@ def matrix_loss(
     shares, _ = distributed.gather_rows(torch.stack(column_shares_N)[None])  # [ranks, 2, N]
     first = sum(counts[: distributed.rank()])
     column_all_P, column_positive_P = shares[:, :, first : first + len(text_PD)].logsumexp(0)
-    if found is not None:
-        images_P, texts_P = found
-        row_all_P, row_positive_P = torch.logaddexp(row_all_P, texts_P), torch.logaddexp(row_positive_P, texts_P)
-        column_all_P, column_positive_P = torch.logaddexp(column_all_P, images_P), torch.logaddexp(column_positive_P, images_P)
     both_ways_P = row_all_P - row_positive_P + column_all_P - column_positive_P
     loss: Tensor = 0.5 * both_ways_P.sum()
+    return loss
+
+
+def retrieved_loss(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Tensor) -> Tensor:
+    """InfoNCE of each caption with the images retrieved for all pairs of the global batch, and of each image with the texts.
+
+    Those of the own pair are the positives, so that what tells them is what they show, not that they were retrieved. Half the
+    sum over the local pairs; a pair for which nothing was retrieved has no part in it.
+    """
+    _, counts = distributed.gather_rows(batch.pair_groups_P)
+    first = sum(counts[: distributed.rank()])
+    own_P = torch.arange(first, first + len(batch.pair_groups_P), device=image_PD.device)
+    found_I, found_X = batch.image_kinds_I == Kind.RETRIEVED, batch.text_kinds_X == Kind.RETRIEVED
+    loss = image_PD.new_zeros(())
+    for anchors_PD, vectors_FD, pairs_F in (
+        (text_PD, outputs.image_vectors_ID[found_I], batch.image_pairs_I[found_I]),
+        (image_PD, outputs.text_vectors_XD[found_X], batch.text_pairs_X[found_X]),
+    ):
+        vectors_ND, _ = distributed.gather_rows(vectors_FD)
+        pairs_N, _ = distributed.gather_rows(pairs_F + first)
+        over_all_P, over_own_P, *_ = contrastive_statistics(anchors_PD, vectors_ND, own_P, pairs_N, 1 / outputs.temperature)
+        loss = loss + 0.5 * torch.where(over_own_P.isfinite(), over_all_P - over_own_P, 0.0).sum()
     return loss
