@@ -4,6 +4,7 @@
     python tools/bench.py training --sizes small --rounds 3
     python tools/bench.py regions
     python tools/bench.py rewriting                       precision, for docs/rewriting.md; fails below 98 %
+    python tools/bench.py candidates                      what the candidates of CMCL cost, for docs/cmcl.md
     python tools/bench.py neighbours                      100,000 pairs, images and sentences, for docs/neighbours.md
 
 Processor time of one thread, rounds interleaved, so ratios hold on a noisy machine.
@@ -14,13 +15,13 @@ import json
 import sys
 from pathlib import Path
 
-from unimo_ds.bench import neighbours, regions, rewriting, training
+from unimo_ds.bench import candidates, neighbours, regions, rewriting, training
 from unimo_ds.errors import UnimoError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training", "regions", "rewriting", "neighbours", "all"])
+    parser.add_argument("what", choices=["training", "regions", "rewriting", "candidates", "neighbours", "all"])
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=["tiny", "small", "base", "large"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--against", nargs="+", default=training.AGAINST, choices=training.AGAINST)
@@ -32,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--captions", type=int, default=1500, help="captions whose rewrites are judged, a seeded sample")
     parser.add_argument("--sample", type=int, default=0, help="rewrites to print as a Markdown table")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"), help="the run whose candidates are counted")
     given = parser.parse_args()
     if given.what == "rewriting":
         try:
@@ -41,6 +43,9 @@ def main() -> None:
             sys.exit(f"bench: {error}")
         print(rewriting.report(judged, given.sample))
         sys.exit(world is not None and not rewriting.good_enough(judged))
+    if given.what == "candidates":
+        print(candidates.candidates_table(candidates.measure_candidates(given.recipe)))
+        return
     rows: list[dict[str, object]] = []
     if given.what in ("regions", "all"):
         rows = regions.measure_reads()

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,10 +78,8 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
     jobs = [job for job in _jobs(plan) if not only or job.variant in only]
     for job in jobs:
         load_config(plan.base, job.words)
-    workers = parallel or os.cpu_count() or 1
-    starts = [] if plan.start is None else [_start_of(plan, seed) for seed in plan.seeds]
-    failed = _run_all(plan, starts, "starts", workers) or _run_all(plan, jobs, "ablations", workers)
-    table = write_table(plan, {job.variant for job in jobs})
+    failed = _run_all(plan, jobs, parallel or os.cpu_count() or 1)
+    table = write_table(plan)
     if failed:
         raise UnimoError(
             f"{len(failed)} of {len(jobs)} runs failed, the first: {failed[0].variant}, seed {failed[0].seed}; "
@@ -90,17 +88,26 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
     return table
 
 
-def _run_all(plan: AblationPlan, jobs: list[_Job], what: str, workers: int) -> list[_Job]:
-    """Runs those of `jobs` that are not finished; returns the ones that failed."""
-    todo = [job for job in jobs if not (job.folder / "DONE").exists()]
+def _run_all(plan: AblationPlan, jobs: list[_Job], workers: int) -> list[_Job]:
+    """Runs those of `jobs` that are not finished, each when its start is; returns the ones that failed."""
+    todo = [job for job in jobs if not _finished(job)]
+    begun = [_start_of(plan, seed) for seed in dict.fromkeys(job.seed for job in todo)] if plan.start is not None else []
+    starts = [start for start in begun if not _finished(start)]
     failed: list[_Job] = []
-    with Progress(what, len(todo), "runs", enabled=bool(todo)) as progress, ThreadPoolExecutor(workers) as pool:
-        for future in as_completed([pool.submit(_run, plan.base, job) for job in todo]):
+    with Progress("ablations", len(todo) + len(starts), "runs") as progress, ThreadPoolExecutor(workers) as pool:
+        # Jobs are taken up in this order, so one that waits for a start waits for a worker that is at it.
+        waited_for = {start.seed: pool.submit(_run, plan.base, start, None) for start in starts}
+        others = [pool.submit(_run, plan.base, job, waited_for.get(job.seed)) for job in todo]
+        for future in as_completed([*waited_for.values(), *others]):
             job, done = future.result()
             progress.advance(note=f"{job.variant}, seed {job.seed}")
             if not done:
                 failed.append(job)
     return failed
+
+
+def _finished(job: _Job) -> bool:
+    return (job.folder / "DONE").exists()
 
 
 def load_plan(path: Path) -> AblationPlan:
@@ -144,21 +151,23 @@ def _job(plan: AblationPlan, variant: str, overrides: Overrides, seed: int) -> _
     return _Job(variant, seed, folder, (*words, f"seed={seed}", f"folder={folder}"))
 
 
-def _run(base: Path, job: _Job) -> tuple[_Job, bool]:
-    """Runs a job to its end; whether it got there."""
+def _run(base: Path, job: _Job, start: "Future[tuple[_Job, bool]] | None") -> tuple[_Job, bool]:
+    """Runs a job to its end, after its start; whether it got there."""
+    if start is not None and not start.result()[1]:
+        return job, False
     job.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "unimo_ds.pretrain", str(base), *job.words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (job.folder / "log.txt").open("ab") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    return job, (job.folder / "DONE").exists()  # the mark counts: a teardown may fail after all work is done
+    return job, _finished(job)  # the mark counts: a teardown may fail after all work is done
 
 
-def write_table(plan: AblationPlan, variants: set[str]) -> Path:
-    """Writes `ablations.md` and `ablations.json` of the finished runs, and prints the table."""
+def write_table(plan: AblationPlan) -> Path:
+    """Writes `ablations.md` and `ablations.json` of all runs of the plan that are finished, and prints the table."""
     numbers: dict[str, dict[int, dict[str, float]]] = {}
     for job in _jobs(plan):
-        if job.variant in variants and (job.folder / "evaluation.json").exists():
+        if (job.folder / "evaluation.json").exists():
             evaluation = json.loads((job.folder / "evaluation.json").read_text(encoding="utf-8"))
             numbers.setdefault(job.variant, {})[job.seed] = evaluation["numbers"]
     plan.folder.mkdir(parents=True, exist_ok=True)

@@ -139,8 +139,8 @@ def contrastive_sum(hidden: Tensor, batch: Batch, weights: Weights, form: str = 
             same = sum(value for other, value in terms.items() if groups[other] == groups[pair])
             total = total - 0.5 * (same / sum(terms.values())).log()
             found = [(owner, (anchor @ v / temperature).exp()) for owner, kind, v in members if kind == Kind.RETRIEVED]
-            own = sum(value for owner, value in found if owner == pair)
-            if form == "each" and any(owner == pair for owner, _ in found):
+            own = sum(value for owner, value in found if groups[owner] == groups[pair])
+            if form == "each" and any(groups[owner] == groups[pair] for owner, _ in found):
                 total = total - 0.5 * (own / sum(value for _, value in found)).log()
     return total
 
@@ -230,4 +230,4 @@ def test_pairs_of_one_image_are_positives_of_each_other() -> None:
 @pytest.mark.parametrize("seed", [2, 3])
 def test_every_kind_of_candidate(seed: int, form: str) -> None:
     """Rewritten positives, hard negatives, retrieved images and retrieved texts, none to several of each a pair."""
-    compare(lambda: random_batch(seed, pairs=4, candidates=True), form)
+    compare(lambda: random_batch(seed, pairs=4, groups=[7, 8, 7, 9], candidates=True), form)

@@ -1,7 +1,7 @@
 """CMCL against Equation 1 of the paper and against two cross-entropies, both in float64."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from unimo_ds.config import CmclSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, PackedText, Sequence
 from unimo_ds.model.unimo import Outputs
-from unimo_ds.objectives.contrastive import contrastive_losses, matrix_loss, score_candidates, summed_loss
+from unimo_ds.objectives.contrastive import contrastive_losses, matrix_loss, retrieved_loss, score_candidates, summed_loss
 
 ONE_LOGARITHM = CmclSection(in_batch=0, positives="summed")  # Equation 1 as it is printed
 WITH_MATRIX = CmclSection(positives="summed")
@@ -65,8 +65,11 @@ def leaves(outputs: Outputs) -> list[Tensor]:
     return [outputs.image_vectors_ID, outputs.text_vectors_XD, outputs.temperature]
 
 
-def equation_1(batch: Batch, images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
-    """`-log(sum of positives / sum of all)` of each pair; members are found by the sequence they stand in."""
+def equation_1(batch: Batch, images: Tensor, texts: Tensor, temperature: Tensor, form: str = "summed") -> Tensor:
+    """`-log(sum of positives / sum of all)` of each pair; members are found by the sequence they stand in.
+
+    Or the mean over the positives of the same with each of them as the only one.
+    """
     starts = batch.cu_seqlens_S1.tolist()
 
     def sequence_of(row: int) -> int:
@@ -91,22 +94,28 @@ def equation_1(batch: Batch, images: Tensor, texts: Tensor, temperature: Tensor)
             if member["kind"] != Kind.ALONE:
                 d = member.get("image", image) @ member.get("text", text)
                 scores[member["kind"] != Kind.NEGATIVE].append(d / temperature)
-        positive, everything = (torch.cat(each).exp().sum() for each in (scores[True], scores[True] + scores[False]))
-        total = total - (positive / everything).log()
+        positives = [score.exp().sum() for score in scores[True]]
+        negative = torch.cat([*scores[False], torch.full((1,), -math.inf).double()]).exp().sum()
+        positives = positives if form == "each" else [torch.stack(positives).sum()]
+        total = total - torch.stack([(positive / (positive + negative)).log() for positive in positives]).mean()
     return total
 
 
 NUMBERS = st.tuples(*[st.integers(0, 5)] * 4)
 
 
+@pytest.mark.parametrize("form", ["summed", "each"])
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.lists(NUMBERS, min_size=1, max_size=4), st.sampled_from([0.05, 0.07, 0.5]), st.integers(0, 99))
-def test_pairs_are_equation_1_and_so_are_their_gradients(numbers: list[Numbers], temperature: float, seed: int) -> None:
+def test_pairs_are_equation_1_and_so_are_their_gradients(
+    form: Literal["summed", "each"], numbers: list[Numbers], temperature: float, seed: int
+) -> None:
     batch = candidates_batch(seed, numbers)
     outputs = random_outputs(batch, seed, temperature)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves(outputs)]
-    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), ONE_LOGARITHM)
-    expected = equation_1(batch, *exact)
+    without_matrix = CmclSection(in_batch=0, positives=form)
+    found, matrix = contrastive_losses(outputs, batch, score_candidates(outputs, batch), without_matrix)
+    expected = equation_1(batch, *exact, form)
     assert float(matrix) == 0.0 and not matrix.requires_grad
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
     found.backward()
@@ -200,3 +209,32 @@ def test_equation_1_by_hand() -> None:
     outputs = random_outputs(batch, 0, 0.5)._replace(image_vectors_ID=images, text_vectors_XD=texts)
     candidates = score_candidates(outputs, batch)
     assert float(summed_loss(candidates, 1).detach()) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(st.lists(NUMBERS, min_size=1, max_size=4), st.integers(0, 99))
+def test_retrieved_ones_are_told_from_those_of_other_pairs(numbers: list[Numbers], seed: int) -> None:
+    """`-log(sum of the own / sum of all pairs')` of each anchor for which something was retrieved, and its gradient."""
+    batch = candidates_batch(seed, numbers)
+    outputs = random_outputs(batch, seed, 0.2)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves(outputs)]
+    vectors, totals = {"image": exact[0], "text": exact[1]}, []
+    kinds = {"image": batch.image_kinds_I, "text": batch.text_kinds_X}
+    pairs = {"image": batch.image_pairs_I.tolist(), "text": batch.text_pairs_X.tolist()}
+    for anchor, found in (("text", "image"), ("image", "text")):
+        alone = vectors[anchor][kinds[anchor] == Kind.ALONE]
+        rows = [row for row, kind in enumerate(kinds[found].tolist()) if kind == Kind.RETRIEVED]
+        for pair in {pairs[found][row] for row in rows}:
+            weights = [(pairs[found][row], (alone[pair] @ vectors[found][row] / exact[2]).exp()) for row in rows]
+            own = sum(weight for owner, weight in weights if owner == pair)
+            totals.append(-0.5 * (own / sum(weight for _, weight in weights)).log().sum())
+    image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
+    text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
+    ours = retrieved_loss(outputs, batch, image_PD, text_PD)
+    theirs = torch.stack(totals).sum() if totals else sum(leaf.sum() * 0 for leaf in exact)
+    torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-5)
+    ours.backward()
+    theirs.backward()
+    for mine, reference in zip(leaves(outputs), exact, strict=True):
+        assert mine.grad is not None and reference.grad is not None
+        torch.testing.assert_close(mine.grad.double(), reference.grad, atol=1e-4, rtol=1e-3)

@@ -24,8 +24,8 @@ class Scores:
     Attributes:
         fits: the cosine d; in a run without CMCL the matching head's probability that the caption is true.
         shares: each one's share of the softmax of d/t over the candidates that Equation 1 compares; None for those that are not
-            among them: retrieved ones that count in the similarity matrix, and all without CMCL.
-        loss: Equation 1 of this pair, without the similarity matrix of the step; None without CMCL.
+            among them: retrieved ones that are compared with those of other pairs, and all without CMCL.
+        loss: Equation 1 of this pair, without what is compared with other pairs of the step; None without CMCL.
     """
 
     fits: list[float]

@@ -110,7 +110,7 @@ def share_text(share: float | None) -> str:
 
 def loss_text(loss: float, positive_share: float) -> str:
     """What the shares of a pair come to."""
-    return f"{share_text(positive_share)} of the softmax falls to the positives; loss {loss:.3f}, without the similarity matrix"
+    return f"{share_text(positive_share)} of the softmax falls to the positives; loss of the pair by itself {loss:.3f}"
 
 
 def _table(candidates: Sequence[ShownCandidate], width: int) -> list[str]:

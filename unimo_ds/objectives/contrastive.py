@@ -139,12 +139,11 @@ def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tens
 def retrieved_loss(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Tensor) -> Tensor:
     """InfoNCE of each caption with the images retrieved for all pairs of the global batch, and of each image with the texts.
 
-    Those of the own pair are the positives, so that what tells them is what they show, not that they were retrieved. Half the
-    sum over the local pairs; a pair for which nothing was retrieved has no part in it.
+    Those retrieved for pairs of the same image are the positives, so that what tells them is what they show, not that they were
+    retrieved. Half the sum over the local pairs; a pair for which nothing was retrieved has no part in it. An item that was
+    retrieved for two pairs of the batch counts as another one each time.
     """
-    _, counts = distributed.gather_rows(batch.pair_groups_P)
-    first = sum(counts[: distributed.rank()])
-    own_P = torch.arange(first, first + len(batch.pair_groups_P), device=image_PD.device)
+    groups_P = batch.pair_groups_P
     found_I, found_X = batch.image_kinds_I == Kind.RETRIEVED, batch.text_kinds_X == Kind.RETRIEVED
     loss = image_PD.new_zeros(())
     for anchors_PD, vectors_FD, pairs_F in (
@@ -152,7 +151,7 @@ def retrieved_loss(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Te
         (image_PD, outputs.text_vectors_XD[found_X], batch.text_pairs_X[found_X]),
     ):
         vectors_ND, _ = distributed.gather_rows(vectors_FD)
-        pairs_N, _ = distributed.gather_rows(pairs_F + first)
-        over_all_P, over_own_P, *_ = contrastive_statistics(anchors_PD, vectors_ND, own_P, pairs_N, 1 / outputs.temperature)
+        groups_N, _ = distributed.gather_rows(groups_P[pairs_F])
+        over_all_P, over_own_P, *_ = contrastive_statistics(anchors_PD, vectors_ND, groups_P, groups_N, 1 / outputs.temperature)
         loss = loss + 0.5 * torch.where(over_own_P.isfinite(), over_all_P - over_own_P, 0.0).sum()
     return loss
