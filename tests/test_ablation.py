@@ -68,6 +68,11 @@ def test_the_ablations_of_the_readme_are_valid_runs() -> None:
     [
         ({"variants": {}}, "variants: .*at least 1"),
         ({"seed": 3}, "seed: .*not permitted"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
+        ({"variants": {"full": {"seed": 3}}}, "full: seed is given by the plan itself"),
+        ({"variants": {"full": {}, "Full!": {}}}, "must differ in their folders' names"),
+        ({"seeds": [1, 1]}, "must differ"),
+        ({"variants": {"full": {"evaluation": None}}}, "has no section evaluation"),
         ({"variants": {"full": {"training.stepz": 3}}}, "unknown key training.stepz"),
     ],
 )

@@ -149,7 +149,8 @@ def test_what_cannot_be_used_is_told(inputs: Path, tmp_path: Path, capsys: pytes
     lost = dump_caption(RewrittenCaption("gone.jpg", "A cup.", (), (Rewrite("A tree.", "word", ""),)))
     path.write_text("{\n" + lost + dump_caption(RewrittenCaption("0001.jpg", "A cup.")) + dump_caption(CAPTIONS[0]))
     assert len(test_of(inputs, path).captions) == 1
-    assert f"choices hard: left out: {path}:1:" in (told := capsys.readouterr().err) and "and 1 more" in told
+    told = capsys.readouterr().err
+    assert "choices hard: 2 records left out, 1 used" in told and f"{path}:1:" in told and "'gone.jpg' has no regions" in told
     path.write_text(lost)
     with pytest.raises(DataError, match="not one caption with negatives that has an image"):
         test_of(inputs, path)

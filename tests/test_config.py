@@ -11,7 +11,7 @@ from unimo_ds.engine.engine import deepspeed_config
 from unimo_ds.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
+RECIPES = sorted(path for path in ROOT.glob("recipes/*.yaml") if path.name != "ablations.yaml")  # a table of runs
 
 
 def write(folder: Path, **changes: object) -> Path:

@@ -53,7 +53,7 @@ def test_a_failure_while_writing_leaves_the_earlier_one(tmp_path: Path) -> None:
         raise OSError("no space left on the device")
 
     arrays = {name: np.zeros((0, 0)) for name in ARRAYS}
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(DataError, match="cannot be written: no space left"):
         write_neighbours(tmp_path / "found", {"stores": []}, arrays, broken(), [])
     assert list(open_neighbours(tmp_path / "found").found_images()) == IMAGES
 

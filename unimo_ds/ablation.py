@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from unimo_ds.config import Section, load_config
 from unimo_ds.errors import ConfigError, UnimoError
@@ -46,6 +46,16 @@ class AblationPlan(Section):
     start: Overrides | None = None  # a run made first, whose last checkpoint every variant begins with
     variants: Annotated[dict[str, Overrides], Field(min_length=1)]  # the first is what the others are compared with
     columns: Annotated[list[Column], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _runs_differ(self) -> "AblationPlan":
+        for name, changes in {"overrides": self.overrides, "start": self.start or {}, **self.variants}.items():
+            for key in {"seed", "folder", "init"} & changes.keys():
+                raise ValueError(f"{name}: {key} is given by the plan itself; leave it out")
+        names = [_slug(variant) for variant in self.variants]
+        if len(set(names)) != len(names) or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"variants and seeds must differ in their folders' names, got {names} and seeds {self.seeds}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,9 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
         raise ConfigError(f"{path}: no variant {unknown[0]!r}; there are: {', '.join(plan.variants)}")
     jobs = [job for job in _jobs(plan) if not only or job.variant in only]
     for job in jobs:
-        load_config(plan.base, job.words)
-    failed = _run_all(plan, jobs, parallel or os.cpu_count() or 1)
+        if load_config(plan.base, job.words).evaluation is None:
+            raise ConfigError(f"{plan.base}: has no section evaluation, so there is nothing to compare; add evaluation.pairs")
+    failed = _run_all(plan, jobs, parallel or len(os.sched_getaffinity(0)))
     table = write_table(plan)
     if failed:
         raise UnimoError(
@@ -117,9 +128,11 @@ def load_plan(path: Path) -> AblationPlan:
         ConfigError: names the key that is wrong.
     """
     try:
-        return AblationPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        plan = AblationPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        plan.base.read_bytes()
+        return plan
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     except ValidationError as error:
@@ -146,9 +159,13 @@ def _job(plan: AblationPlan, variant: str, overrides: Overrides, seed: int) -> _
     words = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
     named = re.sub(r"/seed-\d+/", "/", repr(words))  # a variant has one folder, whichever start it begins with
     digest = hashlib.sha256(repr((plan.base.read_bytes(), named)).encode()).hexdigest()[:6]
-    name = re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
+    name = _slug(variant)
     folder = plan.folder / f"{name}-{digest}" / f"seed-{seed}"
     return _Job(variant, seed, folder, (*words, f"seed={seed}", f"folder={folder}"))
+
+
+def _slug(variant: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
 
 
 def _run(base: Path, job: _Job, start: "Future[tuple[_Job, bool]] | None") -> tuple[_Job, bool]:
@@ -167,7 +184,7 @@ def write_table(plan: AblationPlan) -> Path:
     """Writes `ablations.md` and `ablations.json` of all runs of the plan that are finished, and prints the table."""
     numbers: dict[str, dict[int, dict[str, float]]] = {}
     for job in _jobs(plan):
-        if (job.folder / "evaluation.json").exists():
+        if _finished(job):
             evaluation = json.loads((job.folder / "evaluation.json").read_text(encoding="utf-8"))
             numbers.setdefault(job.variant, {})[job.seed] = evaluation["numbers"]
     plan.folder.mkdir(parents=True, exist_ok=True)

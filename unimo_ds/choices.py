@@ -8,9 +8,8 @@ Two answers are read off a model:
 """
 
 import re
-import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from unimo_ds import distributed
 from unimo_ds.batch import Kind
 from unimo_ds.config import ChoicesSection, RunConfig
 from unimo_ds.data.packing import Packer
+from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import IGNORED, Member, PackedText, ViewMaker
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
@@ -63,21 +63,23 @@ class ChoiceTest:
     def __init__(self, section: ChoicesSection, config: RunConfig, tokenizer: Tokenizer, show: bool) -> None:
         self.name, self.config, self.store = section.name, config, RegionStore(section.regions)
         self.tokenizer, self.views = tokenizer, ViewMaker(tokenizer, config.objectives.masking)
-        rejects: list[str] = []
-        usable = []
-        for caption in read_rewrites(section.path, rejects.append):
-            if caption.image not in self.store:
-                rejects.append(f"{section.path}: image {caption.image!r} has no regions in {self.store.folder}")
-            elif caption.negatives:  # a caption that could not be rewritten asks nothing
-                usable.append(caption)
-        if show and rejects:
-            more = f" and {len(rejects) - 1} more" if len(rejects) > 1 else ""
-            print(f"evaluation.choices {self.name}: left out: {rejects[0]}{more}", file=sys.stderr)
-        if not usable:
+        rejects = Rejects()
+        # Counted first and picked at the second reading: the file may be large, and every rank reads it.
+        count = sum(1 for _ in self._usable(section, rejects))
+        if show:
+            rejects.report(f"evaluation.choices {self.name}", count)
+        if not count:
             raise DataError(f"evaluation.choices {self.name}: {section.path}: not one caption with negatives that has an image")
-        places = np.unique(np.linspace(0, len(usable) - 1, min(section.captions, len(usable))).astype(int))
-        self.captions = [usable[place] for place in places]
+        places = set(np.linspace(0, count - 1, min(section.captions, count)).astype(int).tolist())
+        self.captions = [caption for place, caption in enumerate(self._usable(section, Rejects())) if place in places]
         self.negatives = [_spread(caption, section.negatives) for caption in self.captions]
+
+    def _usable(self, section: ChoicesSection, rejects: Rejects) -> Iterator[RewrittenCaption]:
+        for caption in read_rewrites(section.path, rejects):
+            if caption.image not in self.store:
+                rejects(f"{section.path}: image {caption.image!r} has no regions in {self.store.folder}")
+            elif caption.negatives:  # a caption that could not be rewritten asks nothing
+                yield caption
 
     def packer(self) -> Packer:
         """An empty packer of this run."""
@@ -174,7 +176,10 @@ def _joint_scores(unimo: Unimo, test: ChoiceTest, numbers: list[int]) -> dict[in
 
 
 def _word_scores(unimo: Unimo, test: ChoiceTest, numbers: list[int]) -> dict[int, list[float]]:
-    """For each false caption 1, 0.5 or 0: are the true words where it differs likelier, given image and the rest?"""
+    """For each false caption 1, 0.5 or 0: are the true words where it differs likelier, given image and the rest?
+
+    Likelier a token, on the mean. Where one of the two only has words more, there is nothing to compare: 0.5.
+    """
     packer = test.packer()
     sizes: list[list[tuple[int, int]]] = []
     for number in numbers:
@@ -193,12 +198,12 @@ def _word_scores(unimo: Unimo, test: ChoiceTest, numbers: list[int]) -> dict[int
     losses = iter(_run(unimo, packer).language_losses_M.tolist())
 
     def mean(count: int) -> float:
-        return float(np.mean([next(losses) for _ in range(count)])) if count else 0.0
+        return float(np.mean([next(losses) for _ in range(count)])) if count else np.nan
 
     found: dict[int, list[float]] = {}
     for number, counts in zip(numbers, sizes, strict=True):
         answers = [(mean(true), mean(false)) for true, false in counts]
-        found[number] = [(true < false) + 0.5 * (true == false) for true, false in answers]
+        found[number] = [0.5 if np.isnan(true + false) else (true < false) + 0.5 * (true == false) for true, false in answers]
     return found
 
 

@@ -91,7 +91,9 @@ def train_tokenizer(
 @app.command()
 def ablate(
     plan: Annotated[Path, typer.Argument(help="the table of runs, as YAML (recipes/ablations.yaml)")],
-    parallel: Annotated[int | None, typer.Option(help="runs at the same time, one thread each (default: one a core)")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="runs at the same time, one thread each (default: one a core)")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="a variant by name; may be repeated (default: all)")] = None,
 ) -> None:
     """Run a table of ablations, each row one change over several seeds; what is finished is reused."""

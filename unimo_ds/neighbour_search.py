@@ -14,8 +14,10 @@ in bytes, and for each core at most 200 MB of blocks. LMDB's pages count as used
 """
 
 import hashlib
+import importlib.util
 import json
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -111,6 +113,7 @@ def find_neighbours(plan: NeighbourPlan) -> SearchResult:
         StoreError: a store is not finished, or the stores are of different detectors.
     """
     _check(plan)
+    similarity = SentenceSimilarity(plan.text_vectors) if plan.text_vectors is not None else None
     stores = [RegionStore(folder) for folder in dict.fromkeys(plan.images)]
     own = RegionStore(plan.regions)
     for store in stores:
@@ -122,7 +125,12 @@ def find_neighbours(plan: NeighbourPlan) -> SearchResult:
     sentences, numbers, rejected_texts = _read_sentences(plan.texts)
     keys = list(dict.fromkeys(pair.image for pair in pairs))
     images = _search_images(plan, own, keys, stores)
-    texts = _search_texts(plan, [pair.text for pair in pairs], sentences, numbers)
+    if images.queries_not_read == len(keys):
+        raise DataError(
+            f"{plan.regions}: has regions of not one of the {len(keys):,} images in {plan.pairs} (the first is {keys[0]!r}). "
+            "Give the store of these captions' own images."
+        )
+    texts = _search_texts(plan, similarity, [pair.text for pair in pairs], sentences, numbers)
     counts = {
         "pairs": len(pairs),
         "pairs_left_out": rejected_pairs,
@@ -191,6 +199,14 @@ def _check(plan: NeighbourPlan) -> None:
         _format(path, _FORMATS, "texts")
     if plan.out.is_file() or (plan.out.is_dir() and any(plan.out.iterdir()) and not _is_ours(plan.out)):
         raise ConfigError(f"--out {plan.out}: is there already and holds no neighbours; choose a new folder")
+    if plan.index == "faiss" and importlib.util.find_spec("faiss") is None:
+        raise ConfigError("--index faiss: FAISS is not installed: `pip install faiss-cpu`, or leave the option out")
+    try:  # before hours of work, not after them
+        plan.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=plan.out.absolute().parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {plan.out}: cannot be written: {error.strerror}. Choose another folder.") from error
 
 
 def _is_ours(out: Path) -> bool:
@@ -360,15 +376,21 @@ def _search_images(plan: NeighbourPlan, own: RegionStore, keys: Sequence[str], s
     return _FoundImages(found, listed, queries_not_read, not_read)
 
 
-def _search_texts(plan: NeighbourPlan, captions: Sequence[str], sentences: Sequence[str], numbers: dict[int, int]) -> Nearest:
+def _search_texts(
+    plan: NeighbourPlan,
+    similarity: SentenceSimilarity | None,
+    captions: Sequence[str],
+    sentences: Sequence[str],
+    numbers: dict[int, int],
+) -> Nearest:
     """Sentences for each caption, never the caption itself."""
     own = ((query, numbers.get(_identity(caption))) for query, caption in enumerate(captions))
     equal = [(query, number) for query, number in own if number is not None]
     index: Index = "exact"
-    if plan.text_vectors is None:
+    if similarity is None:
         queries, items = text_vectors(captions, sentences)
     else:
-        similarity, index = SentenceSimilarity(plan.text_vectors), plan.index
+        index = plan.index
         queries, items = _encode(similarity, captions, "captions"), _encode(similarity, sentences, "sentences")
     exclusions = Exclusions(equal, len(sentences))
     return nearest(queries, items, plan.texts_per_pair, exclusions, index, plan.text_score_above, "finding sentences")

@@ -93,6 +93,8 @@ def open_neighbours(folder: Path) -> Neighbours:
             f"{folder}: not a finished folder of neighbours ({error}). Run tools/find_neighbours.py to the end."
         ) from error
     found = Neighbours(folder, manifest, **arrays)
+    if not isinstance(manifest.get("stores"), list):
+        raise DataError(f"{folder / 'manifest.json'}: names no regions stores. Run tools/find_neighbours.py again.")
     if not len(found.pairs) == len(found.pair_images) == len(found.text_rows):
         raise DataError(
             f"{folder}: pairs.npy, pair_images.npy and text_rows.npy differ in length. Run tools/find_neighbours.py again."
@@ -118,9 +120,29 @@ def write_neighbours(
     Raises:
         DataError: there is something else under that name, which is left alone.
     """
-    if folder.exists() and not (folder / "manifest.json").exists():
+    if folder.exists() and not (folder / "manifest.json").exists() and (folder.is_file() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists, and is no folder of neighbours; choose another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        _write(temporary, manifest, arrays, found_images, sentences)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror or error}. Make room, or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    temporary: Path,
+    manifest: dict[str, Any],
+    arrays: dict[str, npt.NDArray[Any]],
+    found_images: Iterable[tuple[int, str]],
+    sentences: Iterable[str],
+) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, dtype in _ARRAYS.items():
@@ -131,6 +153,3 @@ def write_neighbours(
         file.writelines(sentence + "\n" for sentence in sentences)
     content = {"format": "unimo_ds neighbours", "version": VERSION, **manifest}
     (temporary / "manifest.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)

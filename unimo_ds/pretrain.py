@@ -63,13 +63,19 @@ def pretrain(config: RunConfig) -> Path | None:
     distributed.barrier()
     data = PretrainingData(config, corpora, tokenizer, config.model.feature_width, here.rank, here.world_size)
     log = RunLog(config.folder, enabled=here.rank == 0)
-    log.start(dump_config(config), {corpus.name: corpus.manifest for corpus in corpora}, here.world_size, step)
+    log.start(dump_config(config), {corpus.name: _manifest(corpus) for corpus in corpora}, here.world_size, step)
     log.say(_opening(config, engine, corpora, step))
     run = _Run(config, engine, data, held_out, log, SampleLog(config.folder, here.rank, config.training.log_samples), detector)
     try:
         return run.train(step)
     finally:
         log.close()
+
+
+def _manifest(corpus: Corpus) -> dict[str, Any]:
+    """What the receipt says of a corpus."""
+    candidates = {"rewrites": corpus.rewrites, "neighbours": corpus.neighbours}
+    return {**corpus.manifest, **{name: found.manifest for name, found in candidates.items() if found is not None}}
 
 
 def _say_finished(config: RunConfig, step: int) -> None:

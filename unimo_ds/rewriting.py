@@ -53,6 +53,8 @@ _VERSION = 1  # of the rules: other rules, other rewrites
 _FORMATS = {".json": "coco_captions", ".jsonl": "json_lines"}
 _LONGEST = 2000  # characters of a caption; a longer one is a page that was taken for a caption
 
+_OURS = (".rewriting", "parsed", "rewrites-", "report-", "shard-", "finish.lock", "vocabulary.json")  # what a run writes
+
 TranslatorName = Literal["apertium", "marian", "none"]
 
 
@@ -166,6 +168,8 @@ def _settings(plan: RewritePlan, shards: int) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{plan.captions}: cannot be read: {error.strerror}") from error
     translator = _translator(plan)
+    if translator is not None:
+        SentenceSimilarity(plan.sentence_model)
     return {
         "version": _VERSION,
         "captions_sha256": digest.hexdigest(),
@@ -218,11 +222,16 @@ def _expect_settings(out: Path, settings: dict[str, Any]) -> None:
         ConfigError: names what differs.
     """
     record = out / "rewriting.json"
-    if not record.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / f".rewriting.{os.getpid()}"
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(record)
+    try:
+        if not record.exists():
+            if out.is_dir() and any(not path.name.startswith(_OURS) for path in out.iterdir()):
+                raise ConfigError(f"--out {out}: is there already and holds no rewrites; choose a new folder")
+            out.mkdir(parents=True, exist_ok=True)
+            temporary = out / f".rewriting.{os.getpid()}"
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(record)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}. Choose another folder.") from error
     try:
         before = json.loads(record.read_text(encoding="utf-8"))
         changed = [
@@ -332,7 +341,10 @@ class _Shard:
         self._partial = out / f"rewrites-{name}.jsonl.partial"
         self.chunks, self._bytes, self.tally = 0, 0, Tally()
         if self._report.exists():
-            content = json.loads(self._report.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(self._report.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DataError(f"{self._report}: is damaged ({error}). Remove it: its shard is then written anew.") from error
             if self.finished or (self._partial.exists() and self._partial.stat().st_size >= content["bytes"]):
                 self.chunks, self._bytes, self.tally = content["chunks"], content["bytes"], Tally.from_json(content["tally"])
 
@@ -374,6 +386,7 @@ def _finish(out: Path, shards: int) -> bool:
         if not all(_Shard(out, shard, shards).finished for shard in range(shards)):
             return False
         if (out / "parsed").exists():
-            (out / "parsed" / "vocabulary.json").replace(out / "vocabulary.json")
+            if (out / "parsed" / "vocabulary.json").exists():  # else a kill came between this line and the next
+                (out / "parsed" / "vocabulary.json").replace(out / "vocabulary.json")
             shutil.rmtree(out / "parsed")
     return True

@@ -43,7 +43,7 @@ def test_vectors_are_of_unit_length_and_near_where_the_meaning_is(encoder: Sente
 
 
 def test_a_missing_or_other_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="nowhere: not a sentence-transformers model"):
+    with pytest.raises(ConfigError, match="nowhere: no such folder; name the local folder of a sentence-transformers"):
         SentenceSimilarity(tmp_path / "nowhere")
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))

@@ -141,5 +141,7 @@ def test_marian_gives_variants_that_do_not_depend_on_the_batch(marian: Path, mon
 
 
 def test_a_folder_without_a_marian_model_is_named(marian: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: not a MarianMT model .*source\.spm"):
+    with pytest.raises(ConfigError, match="nowhere: no such folder; name the local folder of a MarianMT model"):
         MarianTranslator(marian, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r": not a MarianMT model .*source\.spm"):
+        MarianTranslator(marian, tmp_path)

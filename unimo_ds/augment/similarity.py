@@ -56,6 +56,8 @@ class SentenceSimilarity:
 
         logging.disable_progress_bar()  # of the loading, which takes no time
         folder = folder or packaged_model()
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder; name the local folder of a sentence-transformers model")
         _expect_mean_pooling(folder)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)

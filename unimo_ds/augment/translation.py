@@ -135,6 +135,8 @@ class _Marian:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # of the loading, which takes no time
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder; name the local folder of a MarianMT model")
         try:
             self._tokenizer: Any = MarianTokenizer.from_pretrained(folder, local_files_only=True)
             model: Any = MarianMTModel.from_pretrained(folder, local_files_only=True)

@@ -142,10 +142,6 @@ class Vocabulary:
         met = self.meetings[min(first, second), max(first, second)]
         return first != second and expected >= _LEAST_EXPECTED and met <= _MOST_MEETINGS * expected
 
-    def attributes_beside(self, attribute: str) -> Iterator[str]:
-        """The attributes given to nouns that have `attribute` too."""
-        return iter(self._expected[attribute])
-
     @cached_property
     def _expected(self) -> "_ExpectedMeetings":
         return _ExpectedMeetings(self)
@@ -218,7 +214,8 @@ class _ExpectedMeetings(dict[str, dict[str, float]]):
         for noun, count in self._of_attribute.get(attribute, ()):
             for other, other_count in self._of_noun[noun]:
                 row[other] += count * other_count / self._images[noun,]
-        self[attribute] = dict(row)
+        # Only these decide anything, and most attributes never meet: else the rows would be attributes times attributes.
+        self[attribute] = {other: expected for other, expected in row.items() if expected >= _LEAST_EXPECTED}
         return self[attribute]
 
 

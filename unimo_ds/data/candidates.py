@@ -177,21 +177,26 @@ def _write_rewrites(
     rows = used = 0
     captions = track(read_rewrites(path, rejects), f"preparing rewrites of {name}", unit="captions", enabled=show)
     for batch in batched(captions, 100):
-        texts = [text for caption in batch for group in _groups_of(caption) for text in group]
+        texts = [
+            text for caption in batch for text in (caption.text, *(text for group in _groups_of(caption) for text in group))
+        ]
         encoded = iter(tokenizer.encode(texts))
         for caption in batch:
-            groups = _groups_of(caption)
-            ids = [next(encoded)[:longest] for group in groups for _ in group]
+            own = next(encoded)[:longest]
+            groups = [[next(encoded)[:longest] for _ in group] for group in _groups_of(caption)]
             mine = samples.find(pair_digest(caption.image, caption.text))
             if not len(mine):
                 rejects(f"{path}: {caption.text!r} of image {caption.image!r} is no sample of corpus {name}")
                 continue
+            # A caption cut at max_text_tokens can lose the words that were changed; then it would be its own negative.
+            kept = [[ids for ids in group if ids != own] for group in groups]
             first_row[mine], first_token[mine] = rows, tokens.tokens
-            counts[mine] = [len(group) for group in groups]
-            lengths.append(np.array([len(row) for row in ids], np.uint16))
-            for row in ids:
-                tokens.append(row)
-            rows, used = rows + len(ids), used + 1
+            counts[mine] = [len(group) for group in kept]
+            flat = [ids for group in kept for ids in group]
+            lengths.append(np.array([len(ids) for ids in flat], np.uint16))
+            for ids in flat:
+                tokens.append(ids)
+            rows, used = rows + len(flat), used + 1
     tokens.close()
     if not used:
         raise DataError(
@@ -250,6 +255,12 @@ def prepare_neighbours(
         DataError: the neighbours are not finished, or not one belongs to a sample of the corpus.
     """
     source = open_neighbours(path)
+    for store in source.stores:
+        if not (store / "manifest.json").exists():
+            raise DataError(
+                f"{path / 'manifest.json'}: the found images are in the regions store {store}, which is not there (seen from "
+                f"{Path.cwd()}). Start the run in the folder where tools/find_neighbours.py ran, or run it again."
+            )
     states = [_file_state(path / "manifest.json"), *(_file_state(store / "manifest.json") for store in source.stores)]
     key = _digest("neighbours", states, digests.tobytes(), tokenizer.fingerprint, longest)
     folder = prepare_once(
@@ -272,6 +283,16 @@ def _write_neighbours(
         )
     stores = [RegionStore(store) for store in source.stores]
     found = list(source.found_images())
+    sentence_count = sum(1 for _ in source.sentences())
+    for array, rows_found, there in (
+        ("image_rows", source.image_rows, len(found)),
+        ("text_rows", source.text_rows, sentence_count),
+    ):
+        if rows_found.size and int(rows_found.max()) >= there:
+            raise DataError(
+                f"{source.folder}/{array}.npy: points to number {int(rows_found.max())}, and there are {there}. "
+                "The folder is damaged: run tools/find_neighbours.py again."
+            )
     counts = np.array([_count_regions(stores, store, key, rejects) for store, key in found], np.int32)
     write_keys(folder, [key for _, key in found])
     np.save(folder / "pairs.npy", pairs)
