@@ -141,7 +141,6 @@ def test_minimum_scores_and_numbers_are_kept(plan: NeighbourPlan) -> None:
 
 
 def test_blocks_and_faiss_change_nothing_here(plan: NeighbourPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss")
     find_neighbours(plan)
     monkeypatch.setattr(nearest_module, "_DENSE_BLOCK", (2, 3))
     monkeypatch.setattr(nearest_module, "_SPARSE_BLOCK", (1, 2))
@@ -165,7 +164,6 @@ def test_sentence_vectors_take_the_place_of_words(plan: NeighbourPlan, monkeypat
             angles = np.array([len(text) for text in texts]) / 40
             return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype("f4")
 
-    pytest.importorskip("faiss")
     monkeypatch.setattr(module, "SentenceSimilarity", Lengths)
     find_neighbours(with_changes(plan, text_vectors=Path("model"), index=index))
     found = open_neighbours(plan.out)

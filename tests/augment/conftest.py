@@ -10,7 +10,6 @@ from unimo_ds.augment.scene_graph import CaptionParser, SceneGraph
 
 @pytest.fixture(scope="session")
 def parser() -> CaptionParser:
-    pytest.importorskip("spacy")
     return CaptionParser.load()
 
 

@@ -87,7 +87,6 @@ def unit_vectors(rng: np.random.Generator, count: int) -> npt.NDArray[np.float32
 
 @pytest.mark.parametrize("form", [np.asarray, csr_array])
 def test_faiss_finds_nearly_the_same(form: Any) -> None:
-    pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     centres = unit_vectors(rng, 20)
     items = centres[rng.integers(20, size=3000)] + 0.1 * unit_vectors(rng, 3000)
@@ -106,7 +105,6 @@ def test_faiss_finds_nearly_the_same(form: Any) -> None:
 
 
 def test_faiss_with_fewer_items_than_wanted() -> None:
-    pytest.importorskip("faiss")
     found = nearest(np.eye(3, dtype="f4"), np.eye(3, dtype="f4"), 5, Exclusions([(0, 0)], 3), "faiss", 0.0, "finding")
     assert listed(found) == [[], [(1, 1.0)], [(2, 1.0)]] and found.numbers_QK.shape == (3, 5)
 
