@@ -32,7 +32,18 @@ def test_the_table_has_means_and_spreads_and_gaps() -> None:
         "|---|---:|---:|---:|",
         "| full | 60.0 ± 14.1 | 25.0 ± 0.0 | 2 |",
         "| without b | 12.3 | – | 1 |",
+        "",
+        "| difference from full, seed by seed | A | B | seeds |",
+        "|---|---:|---:|---:|",
+        "| without b | -37.7 | – | 1 |",
     ]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """Two seeds far apart, and a variant that is always a little better: the difference has no spread."""
+    plan = plan_of(variants={"full": {}, "better": {}}, columns=COLUMNS[:1])
+    numbers = {"full": {1: {"eval/a": 0.2}, 2: {"eval/a": 0.8}}, "better": {1: {"eval/a": 0.21}, 2: {"eval/a": 0.81}}}
+    assert format_table(plan, numbers).splitlines()[-1] == "| better | +1.0 ± 0.0 | 2 |"
 
 
 def test_every_variant_and_seed_is_a_run_of_its_own_and_a_changed_variant_another() -> None:
@@ -106,8 +117,10 @@ def test_a_small_table_is_run_reused_and_mended(tmp_path: Path, capsys: pytest.C
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     table = run_ablations(tmp_path / "plan.yaml", parallel=2)
-    assert [line.split("|")[1].strip() for line in table.read_text().splitlines()] == ["", "---", "full", "no cmcl"]
-    assert all(line.endswith("| 2 |") for line in table.read_text().splitlines()[2:])
+    rows = table.read_text().splitlines()
+    names = ["", "---", "full", "no cmcl", "difference from full, seed by seed", "---", "no cmcl"]
+    assert [row.split("|")[1].strip() for row in rows if row] == names
+    assert all(row.endswith("| 2 |") for row in rows if row.startswith(("| full", "| no cmcl")))
     numbers = json.loads((tmp_path / "runs/ablations.json").read_text())
     assert numbers["full"]["1"]["eval/rewritten_chance"] == 0.25 and set(numbers["no cmcl"]) == {"1", "2"}
     logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*/log.txt")}

@@ -196,19 +196,46 @@ def write_table(plan: AblationPlan) -> Path:
 
 
 def format_table(plan: AblationPlan, numbers: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
-    """Means over seeds with their standard deviations, in per cent, as Markdown."""
-    rows = [["", *(column.title for column in plan.columns), "seeds"]]
-    for variant in plan.variants:
-        if variant in numbers:
-            seeds = numbers[variant]
-            cells = [_cell([found[column.key] for found in seeds.values() if column.key in found]) for column in plan.columns]
-            rows.append([variant, *cells, str(len(seeds))])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(plan.columns) + 1), *lines[1:]]) + "\n"
+    """Means over seeds with their standard deviations, in per cent, as Markdown; and what each row differs from the first.
+
+    The differences are taken seed by seed: runs of one seed share its start and its data, so what all of them gain or lose by
+    the seed falls out.
+    """
+    first, *others = plan.variants
+    means = {
+        variant: {seed: dict(found) for seed, found in numbers[variant].items()}
+        for variant in plan.variants
+        if variant in numbers
+    }
+    tables = [_table(plan, "", means)]
+    if first in means:
+        differences = {
+            variant: {
+                seed: {key: value - means[first][seed][key] for key, value in found.items() if key in means[first][seed]}
+                for seed, found in means[variant].items()
+                if seed in means[first]
+            }
+            for variant in others
+            if variant in means
+        }
+        tables.append(_table(plan, f"difference from {first}, seed by seed", differences, signed=True))
+    return "\n".join(tables)
 
 
-def _cell(values: list[float]) -> str:
+def _table(plan: AblationPlan, corner: str, rows: Mapping[str, Mapping[int, Mapping[str, float]]], signed: bool = False) -> str:
+    lines = [[corner, *(column.title for column in plan.columns), "seeds"]]
+    for variant, seeds in rows.items():
+        cells = [
+            _cell([found[column.key] for found in seeds.values() if column.key in found], signed) for column in plan.columns
+        ]
+        lines.append([variant, *cells, str(len(seeds))])
+    joined = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([joined[0], "|---|" + "---:|" * (len(plan.columns) + 1), *joined[1:]]) + "\n"
+
+
+def _cell(values: list[float], signed: bool) -> str:
     if not values:
         return "–"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
+    mean = 100 * statistics.fmean(values)
+    return (f"{mean:+.1f}" if signed else f"{mean:.1f}") + spread
