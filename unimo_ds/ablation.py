@@ -202,11 +202,7 @@ def format_table(plan: AblationPlan, numbers: Mapping[str, Mapping[int, Mapping[
     the seed falls out.
     """
     first, *others = plan.variants
-    means = {
-        variant: {seed: dict(found) for seed, found in numbers[variant].items()}
-        for variant in plan.variants
-        if variant in numbers
-    }
+    means = {variant: numbers[variant] for variant in plan.variants if variant in numbers}
     tables = [_table(plan, "", means)]
     if first in means:
         differences = {

@@ -175,11 +175,6 @@ class CandidatesSection(Section):
     images: Count = 1  # retrieved images, encoded alone
     texts: Count = 1  # retrieved texts, encoded alone
 
-    @property
-    def negatives(self) -> int:
-        """All jointly encoded captions that are false of the image."""
-        return self.step_negatives + self.sentence_negatives + self.phrase_negatives + self.word_negatives
-
 
 class ObjectivesSection(Section):
     """Weight of each objective in the loss; 0 switches it off."""

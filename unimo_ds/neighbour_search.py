@@ -39,7 +39,7 @@ from unimo_ds.augment.retrieval import (
     words,
 )
 from unimo_ds.augment.similarity import SentenceSimilarity
-from unimo_ds.data.prepared import Rejects
+from unimo_ds.data.prepared import Rejects, file_state
 from unimo_ds.data.records import read_records
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import ConfigError, DamagedRecordError, DataError, UnimoError
@@ -236,17 +236,9 @@ def _digest(plan: NeighbourPlan) -> str:
     """Names the search: its settings and the place, size and time of all that it reads; files may be huge."""
     model = sorted(plan.text_vectors.iterdir()) if plan.text_vectors is not None and plan.text_vectors.is_dir() else []
     manifests = [store / "manifest.json" for store in (plan.regions, *plan.images)]
-    states = [_state(path) for path in (plan.pairs, *plan.texts, *manifests, *model)]
+    states = [file_state(path) for path in (plan.pairs, *plan.texts, *manifests, *model)]
     settings = {name: value for name, value in _plain(plan).items() if name not in ("out", "detector")}
     return hashlib.sha256(json.dumps([_METHOD, settings, states]).encode()).hexdigest()
-
-
-def _state(path: Path) -> tuple[str, int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _counts_of_earlier_run(out: Path, digest: str) -> dict[str, int] | None:

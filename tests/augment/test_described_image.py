@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from unimo_ds.augment.described_image import DescribedImage, contradicts, same_meaning
+from unimo_ds.augment.described_image import DescribedImage, same_meaning
 from unimo_ds.augment.lexicon import Lexicon
 from unimo_ds.augment.scene_graph import SceneGraph
 
@@ -29,7 +29,7 @@ CAPTIONS = (
     ],
 )
 def test_contradicts(read: Read, lexicon: Lexicon, candidate: str, reason: str) -> None:
-    assert contradicts(read(candidate)[0], read(*CAPTIONS), lexicon) == reason
+    assert DescribedImage(read(*CAPTIONS), lexicon).contradicts(read(candidate)[0]) == reason
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_contradicts(read: Read, lexicon: Lexicon, candidate: str, reason: str) 
     ],
 )
 def test_may_be_true(read: Read, lexicon: Lexicon, candidate: str) -> None:
-    assert contradicts(read(candidate)[0], read(*CAPTIONS), lexicon) is None
+    assert DescribedImage(read(*CAPTIONS), lexicon).contradicts(read(candidate)[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_may_be_true(read: Read, lexicon: Lexicon, candidate: str) -> None:
 def test_does_not_decide_between_things_of_one_name(
     read: Read, lexicon: Lexicon, captions: tuple[str, ...], candidate: str
 ) -> None:
-    reason = contradicts(read(candidate)[0], read(*captions), lexicon)
+    reason = DescribedImage(read(*captions), lexicon).contradicts(read(candidate)[0])
     assert reason is None or reason.startswith("object not in the image: table")
 
 

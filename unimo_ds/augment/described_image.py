@@ -213,11 +213,6 @@ class DescribedImage:
         return any(self._lexicon.exclusive(one, other) for place, one in enumerate(looks) for other in looks[place + 1 :])
 
 
-def contradicts(candidate: SceneGraph, of_image: Sequence[SceneGraph], lexicon: Lexicon) -> str | None:
-    """Why `candidate` must be false of the image with these captions; see `DescribedImage.contradicts`."""
-    return DescribedImage(of_image, lexicon).contradicts(candidate)
-
-
 def same_meaning(caption: SceneGraph, candidate: SceneGraph, lexicon: Lexicon) -> str | None:
     """Why two texts do not say the same, as `kind of reason: detail`; None where they do.
 

@@ -17,6 +17,7 @@ from unimo_ds.data.prepared import (
     Rejects,
     TokenFile,
     batched,
+    file_state,
     open_tokens,
     prepare_once,
     read_manifest,
@@ -155,7 +156,7 @@ def prepare_rewrites(
     Raises:
         DataError: the rewrites cannot be read, or not one belongs to a sample of the corpus.
     """
-    sources = [_file_state(file) for file in rewrite_files(path)]
+    sources = [file_state(file) for file in rewrite_files(path)]
     key = _digest("rewrites", sources, digests.tobytes(), tokenizer.fingerprint, longest)
     return Rewrites(
         prepare_once(
@@ -261,7 +262,7 @@ def prepare_neighbours(
                 f"{path / 'manifest.json'}: the found images are in the regions store {store}, which is not there (seen from "
                 f"{Path.cwd()}). Start the run in the folder where tools/find_neighbours.py ran, or run it again."
             )
-    states = [_file_state(path / "manifest.json"), *(_file_state(store / "manifest.json") for store in source.stores)]
+    states = [file_state(path / "manifest.json"), *(file_state(store / "manifest.json") for store in source.stores)]
     key = _digest("neighbours", states, digests.tobytes(), tokenizer.fingerprint, longest)
     folder = prepare_once(
         prepared / f"{name}-neighbours-{key}",
@@ -283,16 +284,7 @@ def _write_neighbours(
         )
     stores = [RegionStore(store) for store in source.stores]
     found = list(source.found_images())
-    sentence_count = sum(1 for _ in source.sentences())
-    for array, rows_found, there in (
-        ("image_rows", source.image_rows, len(found)),
-        ("text_rows", source.text_rows, sentence_count),
-    ):
-        if rows_found.size and int(rows_found.max()) >= there:
-            raise DataError(
-                f"{source.folder}/{array}.npy: points to number {int(rows_found.max())}, and there are {there}. "
-                "The folder is damaged: run tools/find_neighbours.py again."
-            )
+    _expect_numbers_below(len(found), source, "image_rows")
     counts = np.array([_count_regions(stores, store, key, rejects) for store, key in found], np.int32)
     write_keys(folder, [key for _, key in found])
     np.save(folder / "pairs.npy", pairs)
@@ -306,6 +298,7 @@ def _write_neighbours(
             tokens.append(ids[:longest])
             offsets.append(tokens.tokens)
     tokens.close()
+    _expect_numbers_below(len(offsets) - 1, source, "text_rows")
     np.save(folder / "token_offsets.npy", np.asarray(offsets, np.int64))
     used = int((counts > 0).sum())
     without = int((pairs == _NONE).sum())
@@ -318,6 +311,15 @@ def _write_neighbours(
         rejects.report(f"neighbours of {name}", used)
 
 
+def _expect_numbers_below(there: int, source: Neighbours, array: str) -> None:
+    rows = getattr(source, array)
+    if rows.size and int(rows.max()) >= there:
+        raise DataError(
+            f"{source.folder}/{array}.npy: points to number {int(rows.max())}, and there are {there}. "
+            "The folder is damaged: run tools/find_neighbours.py again."
+        )
+
+
 def _count_regions(stores: Sequence[RegionStore], store: int, key: str, rejects: Rejects) -> int:
     """Regions of an image; 0, and a word in the report, where the neighbour points to no image."""
     try:
@@ -326,15 +328,6 @@ def _count_regions(stores: Sequence[RegionStore], store: int, key: str, rejects:
         where = stores[store].folder if 0 <= store < len(stores) else f"store number {store} of {len(stores)}"
         rejects(f"the found image {key!r} is not in {where}; its pairs keep their other neighbours")
         return 0
-
-
-def _file_state(path: Path) -> tuple[str, int, int]:
-    """Place, size and time of change: files count by these, they may be huge."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _digest(*parts: object) -> str:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from unimo_ds.errors import DataError
+
 T = TypeVar("T")
 
 SHOWN_REJECTS = 5
@@ -73,6 +75,19 @@ def batched(items: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def file_state(path: Path) -> tuple[str, int, int]:
+    """Place, size and time of change: files count by these, they may be huge.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 class TokenFile:

@@ -20,9 +20,8 @@ def meter_sums(outputs: Outputs, batch: Batch, candidates: Candidates) -> Tensor
     """Sums over the local pairs in the order of `METER`, float32; they add up over ranks and micro-batches."""
     pairs = len(batch.pair_groups_P)
     scores_J, pairs_J = candidates.scores_J, candidates.pairs_J
-    own_P = scores_J.new_zeros(pairs).index_copy(
-        0, pairs_J[candidates.kinds_J == Kind.PAIR], scores_J[candidates.kinds_J == Kind.PAIR]
-    )
+    own_J = candidates.kinds_J == Kind.PAIR
+    own_P = scores_J.new_zeros(pairs).index_copy(0, pairs_J[own_J], scores_J[own_J])
     negative_J = candidates.kinds_J == Kind.NEGATIVE
     sums = {name: scores_J.new_zeros(()) for name in METER}
     sums["pairs"] += pairs
