@@ -2,7 +2,8 @@
 
     python tools/bench.py all                                   the tables of docs/performance.md, about half an hour
     python tools/bench.py training --sizes small --rounds 3
-    python tools/bench.py regions
+    python tools/bench.py regions                         reading the store, for docs/performance.md
+    python tools/bench.py extraction                      finding regions, for docs/performance.md
     python tools/bench.py rewriting                       precision, for docs/rewriting.md; fails below 98 %
     python tools/bench.py candidates                      what the candidates of CMCL cost, for docs/cmcl.md
     python tools/bench.py neighbours                      100,000 pairs, images and sentences, for docs/neighbours.md
@@ -15,13 +16,13 @@ import json
 import sys
 from pathlib import Path
 
-from unimo_ds.bench import candidates, neighbours, regions, rewriting, training
+from unimo_ds.bench import candidates, extraction, neighbours, regions, rewriting, training
 from unimo_ds.errors import UnimoError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training", "regions", "rewriting", "candidates", "neighbours", "all"])
+    parser.add_argument("what", choices=["training", "regions", "extraction", "rewriting", "candidates", "neighbours", "all"])
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=["tiny", "small", "base", "large"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--against", nargs="+", default=training.AGAINST, choices=training.AGAINST)
@@ -50,6 +51,10 @@ def main() -> None:
     if given.what in ("regions", "all"):
         rows = regions.measure_reads()
         print(regions.table(rows) + "\n")
+    if given.what in ("extraction", "all"):
+        steps = extraction.measure_extraction(given.rounds)
+        print(extraction.table(steps, extraction.measure_world()) + "\n")
+        rows += steps
     if given.what == "neighbours":
         rows = neighbours.measure_search()
         print(neighbours.table(rows) + "\n")

@@ -23,9 +23,9 @@ from unimo_ds import distributed
 from unimo_ds.data.store import LONGEST_KEY, RegionStore, RegionStoreWriter, finish_store
 from unimo_ds.errors import ConfigError, DataError, StoreError
 from unimo_ds.vision.coco import read_json
+from unimo_ds.vision.detector import Detector
 from unimo_ds.vision.detector_file import load_detector
 from unimo_ds.vision.extract import Failure, Item, extract, write_failures
-from unimo_ds.vision.faster_rcnn import Detector
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _RECORD = "extraction.json"  # how many shards the store was made by; changed only when it is finished

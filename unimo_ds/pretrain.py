@@ -104,6 +104,11 @@ def _fit_to_data(config: RunConfig, tokenizer: Tokenizer, corpora: Sequence[Corp
     for store in stores[1:]:
         store.expect_detector(stores[0].detector, f"the store {stores[0].folder} of the same run")
     found = {"vocabulary_size": tokenizer.size}
+    if stores and config.objectives.mrc > 0 and stores[0].detector.get("kept_classes") == 0:
+        raise ConfigError(
+            f"objectives.mrc = {config.objectives.mrc}, but {stores[0].folder} has no classes (its published file had none): "
+            "set objectives.mrc=0, or extract the regions with a detector"
+        )
     if stores:
         found |= {"feature_width": stores[0].feature_width, "region_classes": int(stores[0].detector["classes"]) + 1}
     for key, value in found.items():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unimo_ds.vision.coco import Objects
 from unimo_ds.vision.detector_config import DetectorConfig, SelectionConfig, small_detector
-from unimo_ds.vision.faster_rcnn import Detector
+from unimo_ds.vision.faster_rcnn import BottomUpDetector
 
 SQUARES = {"red": (220, 30, 30), "blue": (30, 60, 220)}
 
@@ -28,7 +28,7 @@ def tiny_config() -> DetectorConfig:
             "rpn_width": 32,
             "proposals": 24,
             "proposals_before_nms": 100,
-            "selection": SelectionConfig(min_boxes=4, max_boxes=12, kept_classes=3, nms_iou=0.5),
+            "selection": SelectionConfig(min_boxes=4, max_boxes=12, kept_classes=3, nms_iou=(0.5,)),
         }
     )
 
@@ -43,10 +43,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def tiny() -> Detector:
+def tiny() -> BottomUpDetector:
     """A detector with random weights."""
     torch.manual_seed(3)
-    detector = Detector(tiny_config(), ("square", "disc"), ("red", "blue"))
+    detector = BottomUpDetector(tiny_config(), ("square", "disc"), ("red", "blue"))
     # Fresh class weights are so small that all scores are equal; spread them so that the selection has something to do.
     torch.nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=0.3)
     return detector.eval()

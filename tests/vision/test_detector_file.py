@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from tests.vision.conftest import picture
 from unimo_ds.errors import CheckpointError
 from unimo_ds.vision.detector_file import load_detector, save_detector
-from unimo_ds.vision.faster_rcnn import Detector
+from unimo_ds.vision.faster_rcnn import BottomUpDetector
 
 
-def test_a_saved_detector_is_the_same_detector(tiny: Detector, tmp_path: Path) -> None:
+def test_a_saved_detector_is_the_same_detector(tiny: BottomUpDetector, tmp_path: Path) -> None:
     tiny.facts = {"ap50": 0.5}
     path = tmp_path / "deep" / "tiny.safetensors"
     save_detector(tiny.with_selection(max_boxes=9), path)
@@ -26,12 +26,12 @@ def test_a_saved_detector_is_the_same_detector(tiny: Detector, tmp_path: Path) -
     np.testing.assert_array_equal(one.features_RF, other.features_RF)
 
 
-def test_a_missing_foreign_or_damaged_file_is_named(tiny: Detector, tmp_path: Path) -> None:
+def test_a_missing_foreign_or_damaged_file_is_named(tiny: BottomUpDetector, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.*world"):
         load_detector("nowhere")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(1)}, foreign)
-    with pytest.raises(CheckpointError, match=r"foreign.*not a detector"):
+    with pytest.raises(CheckpointError, match=r"foreign.*neither a detector"):
         load_detector(foreign)
     path = tmp_path / "tiny.safetensors"
     save_detector(tiny, path)

@@ -14,9 +14,9 @@ from unimo_ds.errors import ConfigError, DataError, StoreError
 from unimo_ds.extraction import ExtractionPlan, extract_features, list_images
 from unimo_ds.regions import Regions
 from unimo_ds.vision import extract as extraction
+from unimo_ds.vision.detector import Detector
 from unimo_ds.vision.detector_file import save_detector
 from unimo_ds.vision.extract import extract, read_image
-from unimo_ds.vision.faster_rcnn import Detector
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from PIL import Image
 from tests.vision.conftest import picture, tiny_config
 from unimo_ds.regions import Regions
 from unimo_ds.vision.average_precision import best_objects
+from unimo_ds.vision.detector import weights_sha256
 from unimo_ds.vision.detector_config import DetectorConfig
 from unimo_ds.vision.drawing import describe_region, draw_regions
-from unimo_ds.vision.faster_rcnn import Detector, weights_sha256
-from unimo_ds.vision.preprocessing import resized_size
+from unimo_ds.vision.faster_rcnn import BottomUpDetector
+from unimo_ds.vision.preprocessing import frame_of
 from unimo_ds.vision.training import TrainingPlan, evaluate, fit
 
 
@@ -22,7 +23,7 @@ def assert_same(one: Regions, other: Regions) -> None:
     np.testing.assert_array_equal(one.class_ids_RK, other.class_ids_RK)
 
 
-def test_an_image_is_the_same_alone_and_in_any_batch(tiny: Detector) -> None:
+def test_an_image_is_the_same_alone_and_in_any_batch(tiny: BottomUpDetector) -> None:
     sizes = [(96, 128), (96, 128), (120, 90), (48, 64), (96, 128), (200, 400)]
     images = [picture(seed, *size)[0] for seed, size in enumerate(sizes)]
     together = tiny.detect(images)
@@ -33,9 +34,9 @@ def test_an_image_is_the_same_alone_and_in_any_batch(tiny: Detector) -> None:
         assert_same(alone, other)
 
 
-def test_features_are_the_same_in_a_batch_to_four_digits(tiny: Detector) -> None:
+def test_features_are_the_same_in_a_batch_to_four_digits(tiny: BottomUpDetector) -> None:
     """The regions hold fp16; here the fp32 map and pooled features are compared."""
-    images_B3HW = tiny._prepare([picture(seed)[0] for seed in range(5)])
+    images_B3HW = torch.stack([tiny.prepare(picture(seed)[0]) for seed in range(5)])
     boxes = torch.tensor([[4.0, 8.0, 60.0, 70.0], [30.0, 3.0, 90.0, 50.0]])
     with torch.inference_mode():
         map_BCHW = tiny.backbone(images_B3HW)
@@ -45,7 +46,7 @@ def test_features_are_the_same_in_a_batch_to_four_digits(tiny: Detector) -> None
             torch.testing.assert_close(alone, joined[index], atol=1e-4, rtol=1e-4)
 
 
-def test_regions_have_the_promised_form(tiny: Detector) -> None:
+def test_regions_have_the_promised_form(tiny: BottomUpDetector) -> None:
     image = picture(1, 192, 256)[0]
     regions = tiny.detect([image])[0]
     count = len(regions)
@@ -62,7 +63,7 @@ def test_the_published_detector_is_a_configuration() -> None:
     """Names and shapes as in the published files (background moved to the front)."""
     config = DetectorConfig()
     with torch.device("meta"):
-        detector = Detector(config, [""] * 1600, [""] * 400)
+        detector = BottomUpDetector(config, [""] * 1600, [""] * 400)
     shapes = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
     assert config.feature_width == 2048
     assert shapes["backbone.res4.22.conv3.weight"] == (1024, 256, 1, 1)
@@ -78,7 +79,7 @@ def test_the_published_detector_is_a_configuration() -> None:
     assert convolutions["backbone.res3.0.conv1"].stride == (2, 2)
 
 
-def test_anchors_lie_on_multiples_of_sixteen_whatever_the_image_size(tiny: Detector) -> None:
+def test_anchors_lie_on_multiples_of_sixteen_whatever_the_image_size(tiny: BottomUpDetector) -> None:
     class Images:
         image_sizes = ((600, 900),)
 
@@ -91,13 +92,14 @@ def test_anchors_lie_on_multiples_of_sixteen_whatever_the_image_size(tiny: Detec
 
 
 def test_sizes_are_rounded_as_published() -> None:
-    assert resized_size(480, 640, DetectorConfig()) == (600, 800)
-    assert resized_size(300, 900, DetectorConfig()) == (333, 1000)
+    for size, resized in (((480, 640), (600, 800)), ((300, 900), (333, 1000))):
+        frame = frame_of(*size, DetectorConfig())
+        assert (frame.rows, frame.columns) == resized
 
 
 def test_a_tiny_detector_learns_two_pictures_by_heart() -> None:
     torch.manual_seed(0)
-    detector = Detector(tiny_config(), ("square", "disc"), ("red", "blue"))
+    detector = BottomUpDetector(tiny_config(), ("square", "disc"), ("red", "blue"))
     images, objects = zip(*(picture(seed) for seed in (1, 2)), strict=True)
     losses = fit(detector, images, objects, TrainingPlan(steps=100, batch=4, peak_rate=1e-2, warmup=10))
     missing = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -111,14 +113,14 @@ def test_training_twice_gives_the_same_weights() -> None:
     digests = []
     for _ in range(2):
         torch.manual_seed(0)
-        detector = Detector(tiny_config(), ("square", "disc"), ("red", "blue"))
+        detector = BottomUpDetector(tiny_config(), ("square", "disc"), ("red", "blue"))
         images, objects = zip(*(picture(seed) for seed in (1, 2)), strict=True)
         fit(detector, images, objects, TrainingPlan(steps=3, batch=2, warmup=1))
         digests.append(weights_sha256(detector))
     assert digests[0] == digests[1]
 
 
-def test_a_picture_without_objects_can_be_trained_on(tiny: Detector) -> None:
+def test_a_picture_without_objects_can_be_trained_on(tiny: BottomUpDetector) -> None:
     empty = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.long),
@@ -128,7 +130,7 @@ def test_a_picture_without_objects_can_be_trained_on(tiny: Detector) -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_identity_names_weights_and_selection(tiny: Detector) -> None:
+def test_identity_names_weights_and_selection(tiny: BottomUpDetector) -> None:
     before = tiny.identity()
     assert before["classes"] == 2 and before["feature_width"] == 64 and before["min_boxes"] == 4
     assert tiny.with_selection(min_boxes=5).identity() != before
@@ -141,12 +143,12 @@ def test_identity_names_weights_and_selection(tiny: Detector) -> None:
 
 def test_wrong_names_and_unknown_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="3 class names for class_count 2"):
-        Detector(tiny_config(), ("a", "b", "c"), ("red", "blue"))
+        BottomUpDetector(tiny_config(), ("a", "b", "c"), ("red", "blue"))
     with pytest.raises(ValueError, match="wdiths"):
         DetectorConfig.model_validate({"wdiths": (1, 2, 3, 4)})
 
 
-def test_regions_are_drawn_on_a_copy(tiny: Detector) -> None:
+def test_regions_are_drawn_on_a_copy(tiny: BottomUpDetector) -> None:
     image, _ = picture(1)
     original = Image.fromarray(image.permute(1, 2, 0).numpy())
     regions = tiny.detect([image])[0]

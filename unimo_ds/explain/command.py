@@ -14,8 +14,8 @@ from unimo_ds.explain.step import Sample, SampleReader, choose_samples, summaris
 from unimo_ds.explain.terminal import sample_lines, summary_lines
 from unimo_ds.progress import track
 from unimo_ds.tokenizer import Tokenizer
+from unimo_ds.vision.detector import weights_sha256
 from unimo_ds.vision.detector_file import PACKAGED, load_detector
-from unimo_ds.vision.faster_rcnn import weights_sha256
 
 _SHOWN_PROBLEMS = 5
 

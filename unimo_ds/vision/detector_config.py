@@ -13,19 +13,34 @@ class _Settings(BaseModel):
 
 
 class SelectionConfig(_Settings):
-    """Which regions of an image are kept; the defaults are those of UNIMO (section 3.2 of the paper's code: 0.2, 10 to 100).
+    """Which regions of an image are kept; the defaults are those of UNIMO (section 3.2 of the paper: 0.2, 10 to 100).
+
+    Rules:
+        fill: a proposal has one class, its best. Those that survive suppression and reach the threshold are kept, best first,
+            at most `max_boxes`; when they are fewer than `min_boxes`, the best of the other survivors follow, then the best
+            of the suppressed. So an image has `min_boxes` regions whenever it has that many proposals: a model can count on
+            them, and a picture of nothing is still described.
+        retry: a proposal has one class, its best; suppression regardless of the class, with each limit of `nms_iou` in turn
+            until `min_boxes` survive (the last limit's survivors are what there is); kept are those that reach the threshold,
+            best first, at least `min_boxes` of the survivors and at most `max_boxes`.
+        retry_every_class: every class of a proposal above the threshold is a region of its own, suppressed within its class,
+            with each limit in turn; one proposal may be returned as several classes, and fewer than `min_boxes` be left.
+        any_class: suppression in every class separately; a proposal counts with the best score that survives anywhere. Those
+            that reach the threshold are kept in the order of the proposals; fewer than `min_boxes` or more than `max_boxes`:
+            that many of the best, by score.
 
     Attributes:
-        score_threshold: least probability of a region's best class (background not counted).
-        nms_iou: of two regions of one class that overlap by more than this, the less probable one is dropped.
-        nms_over: suppress within the predicted class, or regardless of the class.
-        min_boxes, max_boxes: an image gets at least and at most so many regions, whatever the threshold says.
+        score_threshold: least probability of a region's best class (background not counted); 0: none.
+        nms_iou: of two regions that overlap by more than this, the less probable one is dropped; `retry` takes several.
+        nms_over: with `fill`, suppress within the predicted class, or regardless of the class.
+        min_boxes, max_boxes: an image gets at least and at most so many regions, as far as the rule can.
         kept_classes: K, how many classes of the distribution are kept, the background counted as one.
         boxes: report the box as regressed for its class, or the proposal whose feature was pooled.
     """
 
+    rule: Literal["fill", "retry", "retry_every_class", "any_class"] = "fill"
     score_threshold: float = Field(default=0.2, ge=0, le=1)
-    nms_iou: float = Field(default=0.3, ge=0, le=1)
+    nms_iou: tuple[float, ...] = Field(default=(0.3,), min_length=1)
     nms_over: Literal["class", "all"] = "class"
     min_boxes: int = Field(default=10, ge=1)
     max_boxes: int = Field(default=100, ge=1)
@@ -33,9 +48,14 @@ class SelectionConfig(_Settings):
     boxes: Literal["regressed", "proposals"] = "regressed"
 
     @model_validator(mode="after")
-    def _min_is_not_above_max(self) -> "SelectionConfig":
+    def _limits_fit(self) -> "SelectionConfig":
         if self.min_boxes > self.max_boxes:
             raise ValueError(f"min_boxes {self.min_boxes} is above max_boxes {self.max_boxes}")
+        wrong = [limit for limit in self.nms_iou if not 0 <= limit <= 1]
+        if wrong:
+            raise ValueError(f"nms_iou {wrong[0]}: an overlap is between 0 and 1")
+        if len(self.nms_iou) > 1 and not self.rule.startswith("retry"):
+            raise ValueError(f"nms_iou {self.nms_iou}: rule {self.rule!r} takes one limit, only retry tries several")
         return self
 
 
@@ -43,10 +63,12 @@ class DetectorConfig(_Settings):
     """The published detector (ResNet-101, Visual Genome) is the default; small ones change the numbers.
 
     Attributes:
-        class_count, attribute_count: without background and "none", which take index 0.
+        conventions: whose settings these are (`conventions.py`); a name, the settings themselves are below.
+        class_count, attribute_count: without background and "none", which take index 0; no attributes: no attribute head.
         short_side, long_side: an image is scaled so that its short side is `short_side`, unless its long side would
             exceed `long_side`.
-        antialias: filter when shrinking (the published detector does not).
+        resampling: `bilinear` on floats without a filter when shrinking; `antialias`, with one; `pillow`, Pillow's bilinear on
+            uint8, filtered and rounded to uint8; `opencv`, unfiltered, with the factor itself in place of the ratio of sizes.
         colour: order of the channels that the first convolution expects.
         pixel_mean, pixel_std: in grey levels 0..255, in the order of `colour`.
         stem_width, widths: output channels of the stem and of res2..res5; the last is the feature width F.
@@ -59,17 +81,23 @@ class DetectorConfig(_Settings):
         roi_size: side of the pooled window.
         anchor_sizes, anchor_ratios: square root of the area in pixels of the resized image, and height / width.
         rpn_width: channels of the proposal network's hidden layer.
+        box_sides: coordinates as `edges`, or as counted `pixels` (Caffe): see `boxes.BoxRules`.
+        box_weights: what the region head's deltas are divided by.
         proposals_before_nms, proposals: proposals kept by score, and after suppression by `proposal_nms_iou`.
+        least_proposal_side: proposals must be longer than this, in pixels of the image on disk, to be ranked at all; 0: empty
+            ones are dropped after the ranking.
+        no_attribute: whether "none" competes with the attributes, is left out of their softmax, or is hidden after it.
         attribute_embedding, attribute_width: width of the class embedding and of the hidden layer before the attributes.
         training_regions: proposals of an image that the region head learns from in a step, 40 % of them on objects at most.
         selection: which regions of an image are kept.
     """
 
+    conventions: str = "unimo_ds"
     class_count: int = Field(default=1600, ge=1)
-    attribute_count: int = Field(default=400, ge=1)
+    attribute_count: int = Field(default=400, ge=0)
     short_side: int = Field(default=600, ge=32)
     long_side: int = Field(default=1000, ge=32)
-    antialias: bool = False
+    resampling: Literal["bilinear", "antialias", "pillow", "opencv"] = "bilinear"
     colour: Literal["rgb", "bgr"] = "bgr"
     pixel_mean: Triple = (102.9801, 115.9465, 122.7717)
     pixel_std: Triple = (1.0, 1.0, 1.0)
@@ -90,6 +118,10 @@ class DetectorConfig(_Settings):
     proposals_before_nms: int = Field(default=6000, ge=1)
     proposals: int = Field(default=300, ge=1)
     proposal_nms_iou: float = Field(default=0.7, ge=0, le=1)
+    least_proposal_side: float = Field(default=0.0, ge=0)
+    box_sides: Literal["edges", "pixels"] = "edges"
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    no_attribute: Literal["competes", "left_out", "hidden"] = "competes"
     attribute_embedding: int = Field(default=256, ge=1)
     attribute_width: int = Field(default=512, ge=1)
     training_regions: int = Field(default=128, ge=2)
@@ -122,7 +154,7 @@ def small_detector(class_count: int, attribute_count: int) -> DetectorConfig:
         attribute_count=attribute_count,
         short_side=192,
         long_side=320,
-        antialias=True,
+        resampling="antialias",
         colour="rgb",
         pixel_mean=(127.5, 127.5, 127.5),
         pixel_std=(64.0, 64.0, 64.0),
@@ -144,5 +176,5 @@ def small_detector(class_count: int, attribute_count: int) -> DetectorConfig:
         attribute_embedding=32,
         attribute_width=128,
         training_regions=32,
-        selection=SelectionConfig(nms_iou=0.5, kept_classes=min(8, class_count + 1)),
+        selection=SelectionConfig(nms_iou=(0.5,), kept_classes=min(8, class_count + 1)),
     )

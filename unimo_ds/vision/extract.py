@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unimo_ds.progress import Progress
 from unimo_ds.regions import Regions
-from unimo_ds.vision.faster_rcnn import Detector
-from unimo_ds.vision.preprocessing import resized_size
+from unimo_ds.vision.detector import Detector
 
 MOST_PIXELS = 100_000_000
 """Larger pictures are refused by their header: decoded, they would take the memory of the whole job (300 MB and more)."""
@@ -138,7 +137,7 @@ def _groups(
         if one.image is None:
             failures.append(Failure(one.key, one.path, one.reason))
             continue
-        size = resized_size(one.image.shape[1], one.image.shape[2], detector.config)
+        size = detector.batch_shape(one.image.shape[1], one.image.shape[2])
         held.setdefault(size, []).append(one)
         if len(held[size]) == batch:
             yield held.pop(size)

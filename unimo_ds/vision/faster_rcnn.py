@@ -1,32 +1,35 @@
 """The bottom-up-attention form of Faster R-CNN (Anderson et al., CVPR 2018): images to regions.
 
 Backbone to stride 16, proposals on it, each proposal pooled through res5 and averaged: the region's feature. Class
-distribution, class-specific box and attribute are read from that feature.
+distribution, class-specific box and attribute are read from that feature. The steps are methods of their own (`prepare`,
+`backbone`, `propose`, `judge`, `find`), so that they can be compared with another implementation one by one.
 
-Shape suffixes: B images of one size, C channels, H and W rows and columns, P proposals, F feature width, N classes with
-background at 0, K kept classes, A attributes with "none" at 0, R kept regions.
+Shape suffixes: B images of one padded size, C channels, H and W rows and columns, P proposals, F feature width, N classes
+with background at 0, A attributes with "none" at 0, R kept regions.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import clip_boxes_to_image
 
 from unimo_ds.regions import Regions
-from unimo_ds.vision.detector_config import DetectorConfig, SelectionConfig
-from unimo_ds.vision.preprocessing import describe_preprocessing, normalise, resize, resized_size
-from unimo_ds.vision.proposals import make_proposal_generator
+from unimo_ds.vision.boxes import EDGES, PIXELS
+from unimo_ds.vision.detector import Detector, Found
+from unimo_ds.vision.detector_config import DetectorConfig
+from unimo_ds.vision.preprocessing import Frame, frame_of, normalise, resize
+from unimo_ds.vision.proposals import ProposalGenerator
 from unimo_ds.vision.region_head import Judgement, RegionHead, Targets
-from unimo_ds.vision.resnet import Backbone
+from unimo_ds.vision.resnet import Backbone, Padding
 from unimo_ds.vision.selection import select_regions
 
+_PAD_TO = 64
+"""Batches hold images whose resized sizes agree when rounded up to this: few shapes, 4 % of padding on photographs."""
 
-class Detector(nn.Module):
+
+class BottomUpDetector(Detector):
     """Finds the regions of images.
 
     Args:
@@ -46,25 +49,19 @@ class Detector(nn.Module):
         attribute_names: Sequence[str],
         facts: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(config.selection, class_names, attribute_names, facts)
         for what, names, count in (
             ("class", class_names, config.class_count),
             ("attribute", attribute_names, config.attribute_count),
         ):
-            if len(names) != count:
+            if names and len(names) != count:
                 raise ValueError(f"{len(names)} {what} names for {what}_count {count}")
-        self.config, self.selection, self.facts = config, config.selection, dict(facts or {})
-        self.class_names, self.attribute_names = tuple(class_names), tuple(attribute_names)
+        self.config = config
         self.backbone = Backbone(config)
-        self.proposal_generator = make_proposal_generator(config)
+        self.proposal_generator = ProposalGenerator(config)
         self.roi_heads = RegionHead(config)
         # Channels last makes the narrow convolutions almost twice as fast on a CPU.
         self.to(memory_format=torch.channels_last)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
 
     def forward(self, images: Sequence[Tensor], targets: Targets) -> dict[str, Tensor]:
         """The training losses `objectness`, `proposal`, `class`, `box`, `attribute` (their sum is to be minimised).
@@ -73,117 +70,131 @@ class Detector(nn.Module):
             images: uint8 [3, H, W], RGB, all of one resized size.
             targets: one dict an image, boxes in pixels of the resized image (see `region_head.Targets`).
         """
-        images_B3HW = self._prepare(images)
+        images_B3HW = torch.stack([self.prepare(image) for image in images]).contiguous(memory_format=torch.channels_last)
+        sizes = [(images_B3HW.shape[2], images_B3HW.shape[3])] * len(images)
         map_BCHW = self.backbone(images_B3HW)
-        proposals, losses = self.proposal_generator(_image_list(images_B3HW), {"res4": map_BCHW}, targets)
+        proposals, losses = self.proposal_generator(ImageList(images_B3HW, sizes), {"res4": map_BCHW}, targets)
         return {
             "objectness": losses["loss_objectness"],
             "proposal": losses["loss_rpn_box_reg"],
             **self.roi_heads.losses(map_BCHW, proposals, targets),
         }
 
-    @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor]) -> list[Regions]:
-        """The regions of each image, in the order given; what else is in the list has no influence on an image.
+    def frame(self, height: int, width: int) -> Frame:
+        """An image of that size on disk, and as the detector sees it."""
+        return frame_of(height, width, self.config)
 
-        Images are grouped by their size after resizing and nothing is padded: padding would bring proposals, and
-        through the convolutions features, that the image alone does not have.
+    def batch_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the batch that an image of that size on disk belongs into."""
+        frame = self.frame(height, width)
+        return -(-frame.rows // _PAD_TO) * _PAD_TO, -(-frame.columns // _PAD_TO) * _PAD_TO
+
+    def prepare(self, image_3HW: Tensor) -> Tensor:
+        """One uint8 RGB image as float32 [3, rows, columns], resized and normalised as the first convolution expects."""
+        image_3HW = image_3HW.to(self.device)
+        frame = self.frame(image_3HW.shape[1], image_3HW.shape[2])
+        return normalise(resize(image_3HW, frame, self.config), self.config)
+
+    def propose(
+        self, map_BCHW: Tensor, frames: Sequence[Frame], map_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Proposals [P, 4] of each image in pixels of the resized image, best first.
 
         Args:
-            images: uint8 [3, H, W], RGB, of any sizes.
+            map_BCHW: stride 16; zero beyond each image.
+            frames: of the images.
+            map_sizes: rows and columns of each image's part of the map, beyond which there are no anchors; None: all of it.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, image in enumerate(images):
-            groups.setdefault(resized_size(image.shape[1], image.shape[2], self.config), []).append(index)
-        training = self.training
-        self.eval()
-        try:
-            found = {
-                index: regions
-                for group in groups.values()
-                for index, regions in zip(group, self._detect_same_size([images[i] for i in group]), strict=True)
-            }
-        finally:
-            self.train(training)
-        return [found[index] for index in range(len(images))]
+        whole = (map_BCHW.shape[2], map_BCHW.shape[3])
+        return self.proposal_generator.propose(map_BCHW, frames, map_sizes or [whole] * len(frames))
 
-    def identity(self) -> dict[str, Any]:
-        """What a store of regions says of its detector: two stores may be mixed only when this is equal."""
-        selection = self.selection.model_dump()
+    def judge(self, map_BCHW: Tensor, proposals: list[Tensor]) -> Judgement:
+        """Features, class logits and box deltas of the proposals of all images together; the map without padding."""
+        return self.roi_heads.judge(map_BCHW, proposals)
+
+    def find(self, frame: Frame, proposals_P4: Tensor, judgement: Judgement) -> Found:
+        """Which proposals of one image are kept, with boxes on disk, classes and attributes."""
+        config, selection = self.config, self.selection
+        rules = PIXELS if config.box_sides == "pixels" else EDGES
+        scale_4 = proposals_P4.new_tensor([frame.scale_x, frame.scale_y] * 2)
+        on_disk_P4 = proposals_P4 / scale_4
+        probabilities_PN = judgement.class_logits_PN.softmax(dim=1)
+
+        def boxes_of(index_n: Tensor, classes_n: Tensor) -> Tensor:
+            if selection.boxes == "proposals":
+                return on_disk_P4[index_n]
+            deltas_n4 = judgement.box_deltas_PN4[index_n, classes_n]
+            boxes_n4 = rules.decode(deltas_n4, on_disk_P4[index_n], config.box_weights)
+            boxes_n4 = rules.clip(boxes_n4, frame.rows / frame.scale_y, frame.columns / frame.scale_x)
+            if selection.rule != "fill":
+                return boxes_n4  # the published conventions keep a box that clipping has emptied
+            fits_n = rules.longer_than(boxes_n4, 0)
+            return torch.where(fits_n[:, None], boxes_n4, on_disk_P4[index_n])
+
+        kept = select_regions(probabilities_PN, boxes_of, rules, selection)
+        features_RF, class_probabilities_RN = judgement.features_PF[kept.proposals_R], probabilities_PN[kept.proposals_R]
+        return Found(
+            boxes_of(kept.proposals_R, kept.classes_R),
+            *kept,
+            features_RF,
+            class_probabilities_RN,
+            self._attributes(features_RF, class_probabilities_RN.argmax(dim=1)),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Architecture and conventions; for `identity`."""
+        config = self.config
+        numbers = config.model_dump(mode="json", exclude={"training_regions", "selection", "class_count", "attribute_count"})
         return {
-            "architecture": describe_architecture(self.config),
-            "weights_sha256": weights_sha256(self),
-            "preprocessing": describe_preprocessing(self.config),
-            "classes": self.config.class_count,
-            "attributes": self.config.attribute_count,
-            "feature_width": self.config.feature_width,
-            **selection,
+            "architecture": describe_architecture(config),
+            "classes": config.class_count,
+            "attributes": config.attribute_count,
+            "feature_width": config.feature_width,
+            **numbers,
         }
 
-    def with_selection(self, **changes: Any) -> "Detector":
-        """Changes which regions are kept (keys of `SelectionConfig`), and returns itself.
+    def _attributes(self, features_RF: Tensor, predicted_R: Tensor) -> Tensor:
+        """Attribute probabilities [R, A], "none" in column 0; the best class tells, the background too."""
+        if not self.config.attribute_count:
+            return features_RF.new_zeros(len(features_RF), 1)
+        logits_RA = self.roi_heads.box_predictor.attribute_logits(features_RF, predicted_R)
+        if self.config.no_attribute == "left_out":
+            logits_RA[:, 0] = -torch.inf
+        probabilities_RA: Tensor = logits_RA.softmax(dim=1)
+        if self.config.no_attribute == "hidden":
+            probabilities_RA[:, 0] = 0
+        return probabilities_RA
 
-        Raises:
-            pydantic.ValidationError: an unknown key or a value out of range.
-        """
-        self.selection = SelectionConfig.model_validate({**self.selection.model_dump(), **changes})
-        return self
-
-    def _prepare(self, images: Sequence[Tensor]) -> Tensor:
-        resized = [resize(image.to(self.device), self.config) for image in images]
-        return normalise(torch.stack(resized), self.config).contiguous(memory_format=torch.channels_last)
-
-    def _detect_same_size(self, images: Sequence[Tensor]) -> list[Regions]:
-        images_B3HW = self._prepare(images)
-        size = (images_B3HW.shape[2], images_B3HW.shape[3])
-        map_BCHW = self.backbone(images_B3HW)
-        proposals, _ = self.proposal_generator(_image_list(images_B3HW), {"res4": map_BCHW})
-        joined = self.roi_heads.judge(map_BCHW, proposals)
-        counts = [len(boxes_P4) for boxes_P4 in proposals]
-        parts = zip(
-            torch.split(joined.features_PF, counts),
-            torch.split(joined.class_logits_PN, counts),
-            torch.split(joined.box_deltas_PN4, counts),
-            strict=True,
-        )
+    def _detect_batch(self, images: Sequence[Tensor]) -> list[Regions]:
+        frames = [self.frame(image.shape[1], image.shape[2]) for image in images]
         return [
-            self._regions(image, size, boxes_P4, Judgement(*part))
-            for image, boxes_P4, part in zip(images, proposals, parts, strict=True)
+            found.regions(frame, self.selection.kept_classes)
+            for frame, found in zip(frames, self.find_batch([self.prepare(image) for image in images], frames), strict=True)
         ]
 
-    def _regions(self, image: Tensor, size: tuple[int, int], proposals_P4: Tensor, judgement: Judgement) -> Regions:
-        probabilities_PN = judgement.class_logits_PN.softmax(dim=1)
-        scores_P, classes_P = probabilities_PN[:, 1:].max(dim=1)
-        classes_P = classes_P + 1
-        boxes_P4 = proposals_P4
-        if self.selection.boxes == "regressed":
-            boxes_P4 = self._regressed(proposals_P4, judgement.box_deltas_PN4, classes_P, size)
-        kept_R = select_regions(boxes_P4, classes_P, scores_P, self.selection)
-        features_RF = judgement.features_PF[kept_R]
-        predicted_R = probabilities_PN[kept_R].argmax(dim=1)
-        attributes_RA = self.roi_heads.box_predictor.attribute_logits(features_RF, predicted_R).softmax(dim=1)
-        attribute_scores_R, attribute_ids_R = attributes_RA.max(dim=1)
-        class_scores_RK, class_ids_RK = probabilities_PN[kept_R].topk(self.selection.kept_classes, dim=1)
-        height, width = image.shape[1:]
-        scale_4 = torch.tensor([width / size[1], height / size[0]] * 2, device=boxes_P4.device)
-        return Regions(
-            width=width,
-            height=height,
-            boxes_R4=clip_boxes_to_image(boxes_P4[kept_R] * scale_4, (height, width)).cpu().numpy().astype(np.float32),
-            features_RF=features_RF.cpu().numpy().astype(np.float16),
-            class_ids_RK=class_ids_RK.cpu().numpy().astype(np.uint16),
-            class_probabilities_RK=class_scores_RK.cpu().numpy().astype(np.float16),
-            attribute_ids_R=attribute_ids_R.cpu().numpy().astype(np.uint16),
-            attribute_probabilities_R=attribute_scores_R.cpu().numpy().astype(np.float16),
-        )
+    @torch.inference_mode()
+    def find_batch(self, prepared: Sequence[Tensor], frames: Sequence[Frame]) -> list[Found]:
+        """From prepared images, of different sizes even, to what is kept of each; padding has no influence.
 
-    def _regressed(self, proposals_P4: Tensor, deltas_PN4: Tensor, classes_P: Tensor, size: tuple[int, int]) -> Tensor:
-        """The box of each proposal's class, inside the image; the proposal itself where that box would be empty."""
-        chosen_P4 = deltas_PN4[torch.arange(len(classes_P), device=classes_P.device), classes_P]
-        regressed_P4: Tensor = self.roi_heads.box_coder.decode_single(chosen_P4, proposals_P4)
-        clipped_P4: Tensor = clip_boxes_to_image(regressed_P4, size)
-        is_empty_P = (clipped_P4[:, 2:] - clipped_P4[:, :2]).amin(dim=1) <= 0
-        return torch.where(is_empty_P[:, None], proposals_P4, clipped_P4)
+        Args:
+            prepared: float32 [3, rows, columns] each, from `prepare`.
+            frames: of the same images.
+        """
+        sizes = [(image.shape[1], image.shape[2]) for image in prepared]
+        shape = (max(rows for rows, _ in sizes), max(columns for _, columns in sizes))
+        images_B3HW = prepared[0].new_zeros(len(prepared), 3, *shape).contiguous(memory_format=torch.channels_last)
+        for image_3HW, image, (rows, columns) in zip(images_B3HW, prepared, sizes, strict=True):
+            image_3HW[:, :rows, :columns] = image
+        padding = Padding(sizes, shape, self.config.ceil_pool, images_B3HW.device)
+        if not all(min(size) for size in padding.map_sizes):  # as the pooling says of an image that is alone
+            raise RuntimeError(f"an image of {min(map(min, sizes))} rows or columns is smaller than the backbone's pooling")
+        map_BCHW = self.backbone(images_B3HW, padding if len({*sizes}) > 1 else None)
+        found = []
+        for index, proposals_P4 in enumerate(self.propose(map_BCHW, frames, padding.map_sizes)):
+            rows, columns = padding.map_sizes[index]
+            own_map_1CHW = map_BCHW[index : index + 1, :, :rows, :columns]
+            found.append(self.find(frames[index], proposals_P4, self.judge(own_map_1CHW, [proposals_P4])))
+        return found
 
 
 def describe_architecture(config: DetectorConfig) -> str:
@@ -193,18 +204,3 @@ def describe_architecture(config: DetectorConfig) -> str:
         f"stem {config.stem_width} | {config.proposals} proposals | roi-{config.roi_pool} {config.roi_size} "
         f"stride {config.roi_stride} dilation {config.roi_dilation}"
     )
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """A digest of every weight's name, shape and fp32 value: the same for a model in memory and for its file loaded."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _image_list(images_B3HW: Tensor) -> ImageList:
-    """All images of a batch have the size of the batch, because nothing is padded."""
-    rows, columns = images_B3HW.shape[2], images_B3HW.shape[3]
-    return ImageList(images_B3HW, [(rows, columns)] * len(images_B3HW))

@@ -15,6 +15,9 @@ from torchvision.ops import roi_align, roi_pool
 from unimo_ds.vision.detector_config import DetectorConfig
 from unimo_ds.vision.resnet import BACKBONE_STRIDE, make_stage
 
+WINDOWS_AT_ONCE = {"cpu": 16, "cuda": 128}
+"""Pooled windows that run through res5 together, by device: what fits a cache, and what fills a GPU (0.6 GB)."""
+
 Targets = list[dict[str, Tensor]]
 """One dict an image: `boxes` float [n, 4] in pixels of the resized image, `labels` int64 [n] from 1, `attributes` int64 [n]."""
 
@@ -36,9 +39,10 @@ class Predictors(nn.Module):
         width, classes = config.feature_width, config.class_count + 1
         self.cls_score = nn.Linear(width, classes)
         self.bbox_pred = nn.Linear(width, 4 * classes)
-        self.cls_embedding = nn.Embedding(classes, config.attribute_embedding)
-        self.fc_attr = nn.Linear(width + config.attribute_embedding, config.attribute_width)
-        self.attr_score = nn.Linear(config.attribute_width, config.attribute_count + 1)
+        if config.attribute_count:
+            self.cls_embedding = nn.Embedding(classes, config.attribute_embedding)
+            self.fc_attr = nn.Linear(width + config.attribute_embedding, config.attribute_width)
+            self.attr_score = nn.Linear(config.attribute_width, config.attribute_count + 1)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
@@ -66,7 +70,7 @@ class RegionHead(RoIHeads):  # type: ignore[misc]
             bg_iou_thresh=0.5,
             batch_size_per_image=config.training_regions,
             positive_fraction=0.4,
-            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            bbox_reg_weights=config.box_weights,
             score_thresh=0.0,
             nms_thresh=0.0,
             detections_per_img=0,
@@ -76,14 +80,27 @@ class RegionHead(RoIHeads):  # type: ignore[misc]
 
     def judge(self, map_BCHW: Tensor, proposals: list[Tensor]) -> Judgement:
         """Pools and classifies the proposals ([p, 4] an image, pixels of the resized image) of all images together."""
-        size, scale = self.config.roi_size, 1 / BACKBONE_STRIDE
-        if self.config.roi_pool == "align":
-            windows_PCHW = roi_align(map_BCHW, proposals, size, scale, sampling_ratio=2, aligned=True)
-        else:
-            windows_PCHW = roi_pool(map_BCHW, proposals, size, scale)
-        features_PF = self.res5(windows_PCHW).mean(dim=(2, 3))
+        map_BCHW = map_BCHW.contiguous()  # as the pooling reads it; once, not once a part
+        rois_P5 = torch.cat([F.pad(boxes_P4, (1, 0), value=index) for index, boxes_P4 in enumerate(proposals)])
+        at_once = len(rois_P5) if self.training else WINDOWS_AT_ONCE[map_BCHW.device.type]  # statistics are over all windows
+        parts = torch.split(rois_P5, max(1, at_once))
+        features_PF = torch.cat([self._feature(self.pool(map_BCHW, part_P5)) for part_P5 in parts])
         deltas = self.box_predictor.bbox_pred(features_PF)
         return Judgement(features_PF, self.box_predictor.cls_score(features_PF), deltas.view(len(deltas), -1, 4))
+
+    def pool(self, map_BCHW: Tensor, rois_P5: Tensor) -> Tensor:
+        """The window of each region of interest (number of the image, box), [P, C, roi_size, roi_size]."""
+        size, scale = self.config.roi_size, 1 / BACKBONE_STRIDE
+        if self.config.roi_pool == "align":
+            windows_PCHW: Tensor = roi_align(map_BCHW, rois_P5, size, scale, sampling_ratio=2, aligned=True)
+        else:
+            windows_PCHW = roi_pool(map_BCHW, rois_P5, size, scale)
+        return windows_PCHW.contiguous(memory_format=torch.channels_last)
+
+    def _feature(self, windows_PCHW: Tensor) -> Tensor:
+        for block in self.res5:
+            windows_PCHW = block(windows_PCHW)
+        return windows_PCHW.mean(dim=(2, 3))
 
     def losses(self, map_BCHW: Tensor, proposals: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Class, box and attribute loss on proposals sampled by their overlap with the true boxes.

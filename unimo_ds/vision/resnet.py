@@ -2,11 +2,16 @@
 
 Parameter names are those of the published detector (`res2.0.conv1.norm.weight`), so that its files need no renaming.
 
+Images of several sizes may share a batch, padded at the right and at the bottom: what lies beyond an image is kept at zero
+before every convolution that looks sideways, which is what the convolution sees beyond an image that is alone.
+
 Shape suffixes: B images, C channels, H and W rows and columns of a map, P proposals.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,8 +33,14 @@ class NormalisedConv(nn.Conv2d):
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, input: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(super().forward(input))
-        return normalised
+        norm = self.norm
+        if self.training or norm.running_var is None or norm.running_mean is None:
+            normalised: Tensor = norm(super().forward(input))
+            return normalised
+        scale_C = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # folded: one pass over the map less
+        weight = self.weight * scale_C[:, None, None, None]
+        convolved: Tensor = self._conv_forward(input, weight, norm.bias - norm.running_mean * scale_C)
+        return convolved
 
 
 class Block(nn.Module):
@@ -57,11 +68,48 @@ class Block(nn.Module):
             self.conv3 = NormalisedConv(inner, outputs, 1)
         self.kind = kind
 
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        hidden_BCHW = self.conv2(F.relu_(self.conv1(map_BCHW)))
+    def forward(self, map_BCHW: Tensor, padding: "Padding | None" = None) -> Tensor:
+        hidden_BCHW = _clear(F.relu_(self.conv1(map_BCHW)), padding)
+        hidden_BCHW = self.conv2(hidden_BCHW)
         if self.kind == "bottleneck":
             hidden_BCHW = self.conv3(F.relu_(hidden_BCHW))
-        return F.relu_(hidden_BCHW + self.shortcut(map_BCHW))
+        return _clear(F.relu_(hidden_BCHW.add_(self.shortcut(map_BCHW))), padding)
+
+
+class Padding:
+    """What lies beyond the images of a padded batch, at each resolution of the backbone.
+
+    Args:
+        sizes: rows and columns of each image.
+        shape: those of the batch.
+        ceil_pool: how the stem's pooling rounds.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], shape: tuple[int, int], ceil_pool: bool, device: torch.device) -> None:
+        self._inside: dict[tuple[int, int], Tensor] = {}
+        for level in range(4):
+            pool = ceil_pool and level == 1
+            sizes, shape = [_halved(size, pool) for size in sizes], _halved(shape, pool)
+            rows_H, columns_W = (torch.arange(side, device=device) for side in shape)
+            ends = torch.tensor(sizes, device=device)
+            inside_BHW = (rows_H[:, None] < ends[:, :1, None]) & (columns_W < ends[:, 1:, None])
+            self._inside[shape] = inside_BHW[:, None].float()
+        self.map_sizes = sizes
+        """Rows and columns of each image's part of the stride-16 map."""
+
+    def clear_(self, map_BCHW: Tensor) -> Tensor:
+        """Zeroes the padding of a map, in place; an operation that only looks sideways then sees what it sees at an edge."""
+        return map_BCHW.mul_(self._inside[map_BCHW.shape[2], map_BCHW.shape[3]])
+
+
+def _halved(size: tuple[int, int], ceil_pool: bool) -> tuple[int, int]:
+    """After a convolution of stride 2, or torchvision's pooling, which round up; Caffe's pooling rounds down."""
+    rows, columns = ((side + (not ceil_pool)) // 2 for side in size)
+    return rows, columns
+
+
+def _clear(map_BCHW: Tensor, padding: Padding | None) -> Tensor:
+    return map_BCHW if padding is None else padding.clear_(map_BCHW)
 
 
 def make_stage(config: DetectorConfig, stage: int) -> nn.Sequential:
@@ -88,9 +136,9 @@ class Stem(nn.Module):
         self.conv1 = NormalisedConv(3, config.stem_width, 7, 2)
         self.pool = nn.MaxPool2d(3, 2, 0, ceil_mode=True) if config.ceil_pool else nn.MaxPool2d(3, 2, 1)
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        pooled: Tensor = self.pool(F.relu_(self.conv1(images_B3HW)))
-        return pooled
+    def forward(self, images_B3HW: Tensor, padding: Padding | None = None) -> Tensor:
+        pooled: Tensor = self.pool(_clear(F.relu_(self.conv1(images_B3HW)), padding))
+        return _clear(pooled, padding)
 
 
 class Backbone(nn.Module):
@@ -101,6 +149,10 @@ class Backbone(nn.Module):
         self.stem = Stem(config)
         self.res2, self.res3, self.res4 = (make_stage(config, stage) for stage in (2, 3, 4))
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        map_BCHW: Tensor = self.res4(self.res3(self.res2(self.stem(images_B3HW))))
+    def forward(self, images_B3HW: Tensor, padding: Padding | None = None) -> Tensor:
+        """The map; with `padding`, zero beyond each image."""
+        map_BCHW: Tensor = self.stem(images_B3HW, padding)
+        for stage in (self.res2, self.res3, self.res4):
+            for block in stage:
+                map_BCHW = block(map_BCHW, padding)
         return map_BCHW

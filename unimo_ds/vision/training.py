@@ -18,8 +18,7 @@ from unimo_ds.vision.coco import Annotations, Objects, read_annotations
 from unimo_ds.vision.detector_config import small_detector
 from unimo_ds.vision.detector_file import save_detector
 from unimo_ds.vision.extract import read_image
-from unimo_ds.vision.faster_rcnn import Detector
-from unimo_ds.vision.preprocessing import resized_size
+from unimo_ds.vision.faster_rcnn import BottomUpDetector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def train_detector(world: Path, out: Path, plan: TrainingPlan, command: str = ""
     torch.set_num_threads(1)
     torch.manual_seed(plan.seed)
     train, held_out = (read_annotations(world / "annotations" / f"instances_{s}.json") for s in ("train", "val"))
-    detector = Detector(
+    detector = BottomUpDetector(
         small_detector(len(train.class_names), len(train.attribute_names)), train.class_names, train.attribute_names
     )
     fit(detector, _load_images(train, world), train.images, plan)
@@ -66,7 +65,7 @@ def train_detector(world: Path, out: Path, plan: TrainingPlan, command: str = ""
     return quality
 
 
-def fit(detector: Detector, images: Sequence[Tensor], objects: Sequence[Objects], plan: TrainingPlan) -> list[float]:
+def fit(detector: BottomUpDetector, images: Sequence[Tensor], objects: Sequence[Objects], plan: TrainingPlan) -> list[float]:
     """Minimises the detector's losses; returns the loss of each step.
 
     Args:
@@ -99,7 +98,7 @@ def fit(detector: Detector, images: Sequence[Tensor], objects: Sequence[Objects]
     return losses
 
 
-def evaluate(detector: Detector, images: Sequence[Tensor], objects: Sequence[Objects], batch: int = 8) -> Quality:
+def evaluate(detector: BottomUpDetector, images: Sequence[Tensor], objects: Sequence[Objects], batch: int = 8) -> Quality:
     """Average precision and attribute accuracy of what `detect` returns with the detector's own selection."""
     found = []
     for start in track(range(0, len(images), batch), "measuring the detector", -(-len(images) // batch), "batches"):
@@ -115,11 +114,12 @@ def _rate(step: int, plan: TrainingPlan) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
 
 
-def _example(image: Tensor, objects: Objects, flip: bool, detector: Detector) -> tuple[Tensor, dict[str, Tensor]]:
+def _example(image: Tensor, objects: Objects, flip: bool, detector: BottomUpDetector) -> tuple[Tensor, dict[str, Tensor]]:
     """The picture and its targets in pixels of the resized picture, mirrored or not."""
     height, width = image.shape[1:]
-    rows, columns = resized_size(height, width, detector.config)
-    boxes_n4 = torch.from_numpy(objects.boxes_n4) * torch.tensor([columns / width, rows / height] * 2)
+    frame = detector.frame(height, width)
+    columns = frame.columns
+    boxes_n4 = torch.from_numpy(objects.boxes_n4) * torch.tensor([frame.scale_x, frame.scale_y] * 2)
     if flip:
         image = image.flip(2)
         boxes_n4 = torch.stack([columns - boxes_n4[:, 2], boxes_n4[:, 1], columns - boxes_n4[:, 0], boxes_n4[:, 3]], dim=1)
