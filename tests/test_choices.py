@@ -1,17 +1,21 @@
 """Tests by choice: a model that knows the answer gets all, one that knows nothing gets its chance, ties count half."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.life.small_run import write_candidates, write_config, write_inputs
+from tests.helpers import random_regions
+from tests.life.small_run import flip_a_byte, write_candidates, write_config, write_inputs
 from unimo_ds.choices import ChoiceTest, run_choices
 from unimo_ds.config import ModelSection, RunConfig, load_config
 from unimo_ds.errors import ConfigError, DataError
+from unimo_ds.evaluate import open_held_out
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.rewrites import Rewrite, RewrittenCaption, dump_caption
 from unimo_ds.tokenizer import Tokenizer
@@ -154,6 +158,26 @@ def test_what_cannot_be_used_is_told(inputs: Path, tmp_path: Path, capsys: pytes
     path.write_text(lost)
     with pytest.raises(DataError, match="not one caption with negatives that has an image"):
         test_of(inputs, path)
+
+
+def test_a_damaged_image_costs_its_captions_and_not_the_evaluation(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "inputs"
+    shutil.copytree(inputs, copied)
+    whole = open_held_out(config_of(copied), Tokenizer(copied / "tokenizer"), show=True)
+    assert whole is not None and "0000.jpg" in whole.images
+    capsys.readouterr()
+    rng = np.random.default_rng(0)
+    victim = random_regions(rng, int(rng.integers(5, 12))).features_RF.tobytes()[:64]  # of the first image written
+    flip_a_byte(copied / "regions/shard-00000/data.mdb", victim)
+    damaged = open_held_out(config_of(copied), Tokenizer(copied / "tokenizer"), show=True)
+    assert damaged is not None
+    assert damaged.images == [key for key in whole.images if key != "0000.jpg"]
+    assert [caption.image for caption in damaged.choices[0].captions] == ["0001.jpg", "0002.jpg"]
+    told = capsys.readouterr().err
+    assert "evaluation.pairs: 1 records left out" in told and "evaluation.choices hard: 1 records left out" in told
+    assert told.count("image '0000.jpg': the checksum does not match") == 2
 
 
 def test_choices_without_an_objective_that_scores_are_refused(inputs: Path) -> None:

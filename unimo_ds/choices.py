@@ -20,6 +20,7 @@ import torch
 from unimo_ds import distributed
 from unimo_ds.batch import Kind
 from unimo_ds.config import ChoicesSection, RunConfig
+from unimo_ds.data.corpus import can_be_read
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import IGNORED, Member, PackedText, ViewMaker
@@ -76,9 +77,8 @@ class ChoiceTest:
 
     def _usable(self, section: ChoicesSection, rejects: Rejects) -> Iterator[RewrittenCaption]:
         for caption in read_rewrites(section.path, rejects):
-            if caption.image not in self.store:
-                rejects(f"{section.path}: image {caption.image!r} has no regions in {self.store.folder}")
-            elif caption.negatives:  # a caption that could not be rewritten asks nothing
+            # A caption that could not be rewritten asks nothing.
+            if can_be_read(self.store, caption.image, rejects, str(section.path)) and caption.negatives:
                 yield caption
 
     def packer(self) -> Packer:

@@ -19,12 +19,13 @@ from unimo_ds import distributed
 from unimo_ds.batch import Batch, Target
 from unimo_ds.choices import ChoiceExample, ChoiceTest, run_choices
 from unimo_ds.config import RunConfig, load_config
-from unimo_ds.data.corpus import Corpus, prepare_corpora
+from unimo_ds.data.corpus import Corpus, can_be_read, prepare_corpora
 from unimo_ds.data.order import Draw, generator
 from unimo_ds.data.packing import Packer, pack_alone
+from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_POSITION, FIRST_WORD, IGNORED, PackedText, Sequence, ViewMaker
 from unimo_ds.engine.checkpoint import find_checkpoint, read_state, read_weights
-from unimo_ds.errors import CheckpointError, ConfigError
+from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.metrics import chance_of_recall, recall_at
 from unimo_ds.model.generation import generate_greedily
 from unimo_ds.model.unimo import Unimo
@@ -77,20 +78,41 @@ class HeldOut:
         texts: the prepared held-out texts, or None.
         tokenizer: the run's tokenizer.
         choices: the tests by choice.
+        show: report images that cannot be read; they are left out, on every rank alike.
+
+    Raises:
+        DataError: not one image can be read.
     """
 
     def __init__(
-        self, config: RunConfig, corpus: Corpus, texts: Corpus | None, tokenizer: Tokenizer, choices: list[ChoiceTest]
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        texts: Corpus | None,
+        tokenizer: Tokenizer,
+        choices: list[ChoiceTest],
+        show: bool,
     ) -> None:
         assert config.evaluation is not None and corpus.store is not None
         self.config, self.section = config, config.evaluation
         self.corpus, self.texts, self.tokenizer, self.choices = corpus, texts, tokenizer, choices
         self.views = ViewMaker(tokenizer, config.objectives.masking)
         samples: dict[str, list[int]] = {}
+        lost: set[str] = set()
+        rejects = Rejects()
         for index in range(len(corpus)):
             key = corpus.image_key(index)
-            if key in samples or len(samples) < self.section.candidates:
-                samples.setdefault(key, []).append(index)
+            if key in samples:
+                samples[key].append(index)
+            elif key not in lost and len(samples) < self.section.candidates:
+                if can_be_read(corpus.store, key, rejects, "evaluation.pairs"):
+                    samples[key] = [index]
+                else:
+                    lost.add(key)
+        if show:
+            rejects.report("evaluation.pairs", len(samples))
+        if not samples:
+            raise DataError(f"evaluation.pairs: not one image of {corpus.store.folder} can be read: {rejects.reasons[0]}")
         self.images = list(samples)
         self.captions = [index for indices in samples.values() for index in indices]
         owners = [number for number, indices in enumerate(samples.values()) for _ in indices]
@@ -284,7 +306,7 @@ def open_held_out(config: RunConfig, tokenizer: Tokenizer, show: bool) -> HeldOu
     distributed.barrier()
     pairs, *texts = prepare_corpora(config.data, sections, show=False)
     choices = [ChoiceTest(section, config, tokenizer, show) for section in config.evaluation.choices]
-    return HeldOut(config, pairs, texts[0] if texts else None, tokenizer, choices)
+    return HeldOut(config, pairs, texts[0] if texts else None, tokenizer, choices, show)
 
 
 def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:

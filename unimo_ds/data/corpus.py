@@ -30,13 +30,26 @@ from unimo_ds.data.prepared import (
 )
 from unimo_ds.data.records import Record, read_records
 from unimo_ds.data.store import RegionStore
-from unimo_ds.errors import DataError
+from unimo_ds.errors import DamagedRecordError, DataError
 from unimo_ds.progress import track
 from unimo_ds.rewrites import pair_digest
 from unimo_ds.tokenizer import Tokenizer
 
 _VERSION = 3
 _NO_IMAGE = -1
+
+
+def can_be_read(store: RegionStore, key: str, rejects: Rejects, where: str) -> bool:
+    """Whether the regions of image `key` are there and whole; if not, `rejects` is told why, and that `where` wants them."""
+    try:
+        store.get(key)
+    except KeyError:
+        rejects(f"{where}: image {key!r} has no regions in {store.folder}")
+    except DamagedRecordError as error:
+        rejects(f"{where}: {error}")
+    else:
+        return True
+    return False
 
 
 class Corpus:
