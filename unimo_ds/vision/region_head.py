@@ -86,7 +86,8 @@ class RegionHead(RoIHeads):  # type: ignore[misc]
         parts = torch.split(rois_P5, max(1, at_once))
         features_PF = torch.cat([self._feature(self.pool(map_BCHW, part_P5)) for part_P5 in parts])
         deltas = self.box_predictor.bbox_pred(features_PF)
-        return Judgement(features_PF, self.box_predictor.cls_score(features_PF), deltas.view(len(deltas), -1, 4))
+        classes = deltas.shape[1] // 4  # not -1, which no proposals leave open
+        return Judgement(features_PF, self.box_predictor.cls_score(features_PF), deltas.view(len(deltas), classes, 4))
 
     def pool(self, map_BCHW: Tensor, rois_P5: Tensor) -> Tensor:
         """The window of each region of interest (number of the image, box), [P, C, roi_size, roi_size]."""

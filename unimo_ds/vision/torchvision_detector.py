@@ -70,8 +70,7 @@ class TorchvisionDetector(Detector):
     def frame(self, height: int, width: int) -> Frame:
         """An image of that size on disk, and as the detector sees it."""
         transform = self.model.transform
-        sides = torch.tensor([height, width], dtype=torch.float32)  # in torchvision's precision: it rounds down
-        scale = torch.minimum(transform.min_size[-1] / sides.min(), transform.max_size / sides.max()).item()
+        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
         rows, columns = int(height * scale), int(width * scale)
         return Frame(height, width, rows, columns, rows / height, columns / width)
 
