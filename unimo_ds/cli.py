@@ -102,6 +102,94 @@ def ablate(
     run_ablations(plan, parallel, only)
 
 
+regions_app = typer.Typer(no_args_is_help=True, help="Look at, check and merge stores of regions.")
+app.add_typer(regions_app, name="regions")
+Store = Annotated[Path, typer.Argument(help="a regions store, as tools/extract_features.py writes it")]
+Processes = Annotated[int, typer.Option(min=1, help="shards that are read at the same time")]
+
+
+@regions_app.command("info")
+def regions_info(
+    store: Store,
+    sample: Annotated[int, typer.Option(min=0, help="records looked into at most; 0: all")] = 20_000,
+    processes: Processes = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """What is in a store, finished or not: detector, records, bytes, regions an image, sizes, classes, failures."""
+    import json
+
+    from unimo_ds.region_tools.info import describe_store
+
+    info = describe_store(store, sample, processes)
+    typer.echo(json.dumps(info.content, ensure_ascii=False, indent=1) if as_json else info.text)
+
+
+@regions_app.command("verify")
+def regions_verify(
+    store: Store,
+    processes: Processes = 1,
+    most: Annotated[int, typer.Option(min=1, help="faults named one by one")] = 50,
+) -> None:
+    """Read every record: checksums, keys, geometry, probabilities, counts. Ends with 1 where anything is damaged."""
+    from unimo_ds.region_tools.verify import verify_store
+
+    found = verify_store(store, processes)
+    typer.echo(found.text(most))
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+@regions_app.command("show")
+def regions_show(
+    store: Store,
+    key: Annotated[str | None, typer.Argument(help="the image; without: a gallery of random ones")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder below which the picture files are; keys are their paths")] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.png or FILE.html")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="regions an image (default: 12 in a picture, else all)")] = None,
+    count: Annotated[int, typer.Option(min=1, help="images of a gallery")] = 9,
+    seed: Annotated[int, typer.Option(help="which random images")] = 0,
+) -> None:
+    """Draw an image's regions with classes and attributes, as a picture or as a page to look around in."""
+    from unimo_ds.region_tools.show import show_regions
+
+    typer.echo(show_regions(store, key, images, out, most, count, seed).text)
+
+
+@regions_app.command("merge")
+def regions_merge(
+    out: Annotated[Path, typer.Argument(help="the store to write: a new folder, or one that this command began")],
+    stores: Annotated[list[Path], typer.Argument(help="stores of one detector")],
+    shards: Annotated[int, typer.Option(min=1, help="shards of the new store")] = 1,
+    prefer: Annotated[str | None, typer.Option(help="first: of different regions of one key, take the first")] = None,
+) -> None:
+    """Join shards, and stores of one detector, into one store; start the same command again after a kill."""
+    from unimo_ds.errors import ConfigError
+    from unimo_ds.region_tools.merge import merge_stores
+
+    if prefer not in (None, "first"):
+        raise ConfigError(f"--prefer {prefer}: only `first` is allowed")
+    typer.echo(merge_stores(out, stores, shards, prefer == "first").text(out))
+
+
+@regions_app.command("compare")
+def regions_compare(
+    store: Store,
+    golden: Annotated[Path, typer.Argument(help="the reference: a store, or published features in any layout")],
+    layout: Annotated[str | None, typer.Option(help="of the reference; else told from its content")] = None,
+    wanted: Annotated[
+        Path | None, typer.Option(help="file of the reference's keys to compare, one a line (default: all)")
+    ] = None,
+) -> None:
+    """Compare a store with reference features and say what differs. Ends with 1 where they are not the same."""
+    from unimo_ds.golden import verify
+
+    keys = wanted.read_text(encoding="utf-8").split("\n") if wanted else None
+    report = verify(store, golden, layout, {key for key in keys if key} if keys is not None else None)
+    typer.echo(report.text)
+    if not report.same:
+        raise typer.Exit(1)
+
+
 @app.command()
 def demo() -> None:
     """The whole life on a laptop: world, regions, two ZeRO-3 ranks, evaluation, photographs, report."""

@@ -105,23 +105,24 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def own_shards(shards: int | None, shard: int | None, processes: int) -> tuple[int, list[int]]:
-    """Of work that is cut into shards: how many there are in all, and the numbers of those that this call does.
+    """Of work that is cut into shards: how many there are in all, and the numbers of those that this process does.
 
     Args:
-        shards, shard: number of callers and the number of this one; None: from the launcher's environment.
-        processes: shards of each caller, one for each of its local processes.
+        shards, shard: number of calls that know nothing of each other (elements of a job array) and the number of this one;
+            None: there is one. The ranks that a launcher starts divide the call's part among them.
+        processes: shards of each rank, one for each of its local processes.
 
     Raises:
         ConfigError: the numbers do not fit each other.
     """
     if (shards is None) != (shard is None):
         raise ConfigError(f"--shards {shards} --shard {shard}: give both or neither")
-    if shards is None or shard is None:
-        here = environment()
-        shards, shard = here.world_size, here.rank
-    if not 0 <= shard < shards or processes < 1:
-        raise ConfigError(f"shard {shard} of {shards} with {processes} processes: wants 0 <= shard < shards")
-    return shards * processes, [shard * processes + number for number in range(processes)]
+    calls, call = (1, 0) if shards is None or shard is None else (shards, shard)
+    if not 0 <= call < calls or processes < 1:
+        raise ConfigError(f"shard {shard} of {shards} with {processes} processes: wants 0 <= shard < shards, processes >= 1")
+    here = environment()
+    first = (call * here.world_size + here.rank) * processes
+    return calls * here.world_size * processes, [first + number for number in range(processes)]
 
 
 def shares(items: int, at_once: int) -> Iterator[list[int]]:

@@ -1,8 +1,9 @@
 """Images to a regions store, by any number of processes that need not know each other.
 
-Each process takes every n-th image and writes a shard of its own. A shard that is done leaves a mark with a digest of
-the work; whoever finds all marks of that work in place merges the shards into a finished store. No process group is
-needed, so a Slurm array, `srun`, or two local processes do equally well, and one that died is simply started again.
+A hash of its key says which shard an image belongs into, so that further images change nothing for the others. Each process
+writes a shard of its own and commits every batch: a kill costs the batch that was at work. A shard that is done leaves a mark
+with a digest of the work; whoever finds all marks of that work in place merges the shards into a finished store. No process
+group is needed, so a Slurm array, `srun`, or two local processes do equally well, and one that died is simply started again.
 """
 
 import fcntl
@@ -10,25 +11,38 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from pydantic import ValidationError
 
 from unimo_ds import distributed
-from unimo_ds.data.store import LONGEST_KEY, RegionStore, RegionStoreWriter, finish_store
-from unimo_ds.errors import ConfigError, DataError, StoreError
-from unimo_ds.vision.coco import read_json
+from unimo_ds.data.prepared import file_state
+from unimo_ds.data.shard_lock import holder_of
+from unimo_ds.data.store import (
+    COMMIT_EVERY,
+    LONGEST_KEY,
+    RegionStoreWriter,
+    complete_shards,
+    finish_store,
+    shard_name,
+    shard_of,
+    stored_elsewhere,
+)
+from unimo_ds.errors import ConfigError, DataError, StoreError, UnimoError
+from unimo_ds.regions import Regions
 from unimo_ds.vision.detector import Detector
-from unimo_ds.vision.detector_file import load_detector
-from unimo_ds.vision.extract import Failure, Item, extract, write_failures
+from unimo_ds.vision.detector_file import PACKAGED, load_detector
+from unimo_ds.vision.extract import REFUSED, Failure, count_kinds, end_with_parent, extract, read_failures, write_failures
+from unimo_ds.vision.image_sources import Item, find_images
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_RECORD = "extraction.json"  # how many shards the store was made by; changed only when it is finished
+_RECORD = "extraction.json"  # which work the manifest is the end of
 
 
 @dataclass(frozen=True)
@@ -36,20 +50,25 @@ class ExtractionPlan:
     """What to extract, with which detector, to where.
 
     Attributes:
-        images: a folder (searched recursively), or a COCO JSON file (its `images`) or JSON list of file names.
-        out: the store's folder; an unfinished store is continued.
+        images: a folder of images or tars, a JSON list (COCO, Karpathy, plain), a tar, or several; see `find_images`.
+        out: the store's folder; an unfinished store is continued, a finished one takes the images that it has not.
         images_root: with a JSON file, the folder that its file names are relative to.
-        detector: name of a packaged detector, or a detector file.
+        detector, conventions, class_names, attribute_names: as `load_detector` takes them.
         selection: what to change of the detector's selection, keys of `SelectionConfig` (`min_boxes`, ...).
-        batch, workers: images that run together, and decoding processes; neither changes results.
-        shards, shard: number of processes in all and the number of this one; None: from the launcher's environment.
+        batch: images that run together.
+        workers: decoding processes of each process.
+        shards, shard: number of calls in all and the number of this one, each with all the ranks that its launcher starts;
+            None: one call.
         processes: local processes to start, each with one thread and a shard of its own.
     """
 
-    images: Path
+    images: Path | tuple[Path, ...]
     out: Path
     images_root: Path | None = None
     detector: str = "world"
+    conventions: str | None = None
+    class_names: Path | None = None
+    attribute_names: Path | None = None
     selection: dict[str, Any] = field(default_factory=dict)
     batch: int = 8
     workers: int = 1
@@ -60,156 +79,254 @@ class ExtractionPlan:
 
 @dataclass(frozen=True)
 class ExtractionResult:
-    """What this call did; `finished` when the store is whole: every shard of it, not only this call's."""
+    """What this call did.
+
+    Attributes:
+        images: that are listed, for all shards together.
+        extracted: by this call.
+        failures: of this call's shards, those of earlier calls that are as they were included.
+        finished: when the store is whole: every shard of it, not only this call's.
+        speaks: of all calls that find the store finished, this one is to report on it (and to verify it).
+    """
 
     images: int
     extracted: int
     failures: tuple[Failure, ...]
     finished: bool
+    speaks: bool
 
 
-def list_images(source: Path, root: Path | None = None) -> list[Item]:
-    """(key, path) of every image; the key is the path below the root, with `/` and extension: COCO's `file_name`.
+@dataclass(frozen=True)
+class _Work:
+    """What there is to do.
 
-    Raises:
-        DataError: no such folder or file, nothing in it, a JSON file without `root`, a key that is too long.
+    Attributes:
+        images: number of all listed.
+        digest: names the work: the listed keys, the detector, its settings. Marks of other work do not count.
+        shares: the images of each of this call's shards.
+        unusable: images whose names a store cannot hold.
     """
-    source = Path(source)
-    if source.is_dir():
-        found = (Path(folder) / name for folder, _, names in os.walk(source, followlinks=True) for name in names)
-        keys = sorted(p.relative_to(source).as_posix() for p in found if p.suffix.lower() in SUFFIXES)
-        root = source
-    elif source.is_file():
-        if root is None:
-            raise DataError(f"{source}: a list of images needs --images-root, the folder its names are relative to")
-        keys = _listed_names(source)
-    else:
-        raise DataError(f"{source}: no such folder or file of images")
-    if not keys:
-        raise DataError(f"{source}: no images found; looked for {', '.join(SUFFIXES)} or the `images` of a JSON file")
-    for key in keys:
-        if len(key.encode()) > LONGEST_KEY:
-            raise DataError(f"{source}: {key!r} is longer than {LONGEST_KEY} bytes, a store's longest key")
-    return [(key, root / key) for key in keys]
 
-
-def _listed_names(path: Path) -> list[str]:
-    """The distinct file names of a COCO file's `images`, or of a plain list, in their order."""
-    content = read_json(path)
-    listed = content.get("images") if isinstance(content, dict) else content
-    names = [entry.get("file_name") if isinstance(entry, dict) else entry for entry in listed or []]
-    for name in names:
-        if not isinstance(name, str):
-            raise DataError(f"{path}: {name!r} is no file name; expected a list of names, or `images` with a `file_name` each")
-    return [str(name) for name in dict.fromkeys(names)]
+    images: int
+    digest: str
+    shares: dict[int, list[Item]]
+    unusable: list[Failure]
 
 
 def extract_features(plan: ExtractionPlan) -> ExtractionResult:
     """Extracts this process's share of the images, on `plan.processes` local processes.
 
     Raises:
-        DataError: see `list_images`.
-        StoreError: the store was made by another detector or is being made by another number of processes.
-        ConfigError: a wrong selection or shard number.
+        DataError: see `find_images`; or not one of the images could be read.
+        StoreError: the store was made by another detector, or is being made by another number of processes.
+        ConfigError: a wrong selection, batch or shard number.
         CheckpointError: no such detector, or a damaged one.
+        UnimoError: the system ended a process.
     """
+    if not 1 <= plan.batch <= COMMIT_EVERY or plan.workers < 0:
+        raise ConfigError(f"--batch {plan.batch} --workers {plan.workers}: wants 1 to {COMMIT_EVERY}, and 0 or more")
     shards, own = distributed.own_shards(plan.shards, plan.shard, plan.processes)
-    items = list_images(plan.images, plan.images_root)
-    if len(own) == 1:
-        outcomes = [_extract_shard(plan, items, own[0], shards)]
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(own), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            futures = [pool.submit(_extract_shard, plan, items, shard, shards) for shard in own]
-            outcomes = [future.result() for future in futures]
-    finished = _finish(plan.out, _work_digest(items, shards), shards)
-    failures = tuple(failure for _, found in outcomes for failure in found)
-    return ExtractionResult(len(items), sum(count for count, _ in outcomes), failures, finished)
+    work = _list_work(plan, shards, own)
+    if _is_finished(plan.out, work):
+        failures = _reports(plan.out) if 0 in own else []
+        return ExtractionResult(work.images, 0, tuple(failures), finished=True, speaks=0 in own)
+    left = [shard for shard in own if not _is_done(plan.out, shard, shards, work)]
+    extracted = sum(_run(plan, work, left, shards))
+    finished, speaks = _finish(plan.out, work, shards)
+    failures = [failure for shard in own for failure in read_failures(_report(plan.out, shard))]
+    return ExtractionResult(work.images, extracted, tuple(failures), finished, speaks)
 
 
-def _extract_shard(plan: ExtractionPlan, items: Sequence[Item], shard: int, shards: int) -> tuple[int, list[Failure]]:
-    """Extracts every `shards`-th image from `shard`; returns the number extracted and the failures."""
-    detector = _open_detector(plan)
-    share = items[shard::shards]
-    known = _keys_in_other_shards(plan.out, detector, shards)
-    if not (plan.out / _RECORD).exists():
-        _record_shards(plan.out, shards)
-    with RegionStoreWriter(plan.out, detector.identity(), shard) as writer:
-        before = len(writer)
-        failures = extract(
-            share,
-            detector,
-            writer.write,
-            lambda key: key in known or key in writer,
-            batch=plan.batch,
-            workers=plan.workers,
-            show_progress=shard == 0,
-        )
-        extracted = len(writer) - before
-    write_failures(failures, plan.out / f"failures-{shard:05}.jsonl")
-    _mark(plan.out, shard).write_text(_work_digest(items, shards), encoding="utf-8")
-    return extracted, failures
+def _list_work(plan: ExtractionPlan, shards: int, own: Sequence[int]) -> _Work:
+    shares: dict[int, list[Item]] = {shard: [] for shard in own}
+    unusable: list[Failure] = []
+    count = total = 0
+    for item in find_images(plan.images, plan.images_root):
+        count += 1
+        name = item.key.encode(errors="surrogateescape")
+        total += xxhash.xxh3_128_intdigest(name)  # a sum: the order of the list does not matter
+        reason = _why_unusable(item.key)
+        if reason:
+            unusable.append(Failure(item.key, item.place, reason))
+        elif (shard := shard_of(item.key, shards)) in shares:
+            shares[shard].append(item)
+    settings = [_fingerprint(plan), plan.conventions, sorted(plan.selection.items()), count, total % 2**128]
+    return _Work(count, hashlib.sha256(repr(settings).encode()).hexdigest(), shares, unusable)
 
 
-def _open_detector(plan: ExtractionPlan) -> Detector:
+def _why_unusable(key: str) -> str:
     try:
-        return load_detector(plan.detector).with_selection(**plan.selection).to(distributed.device())
-    except ValidationError as error:
-        raise ConfigError(f"selection {plan.selection}: {error}") from error
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        return "unusable name: it is not UTF-8"
+    return f"unusable name: {length} bytes, a store's longest key has {LONGEST_KEY}" if length > LONGEST_KEY else ""
 
 
-def _keys_in_other_shards(out: Path, detector: Detector, shards: int) -> set[str]:
-    """What is stored already, when a finished store is continued by another number of shards; otherwise nothing.
-
-    With the same number every image is looked for in the shard that will write it, so the others need not be read.
-
-    Raises:
-        StoreError: the store is another detector's; or it is unfinished and was begun by another number of shards,
-            which would extract images twice.
-    """
-    record = out / _RECORD
-    before = read_json(record)["shards"] if record.exists() else shards
-    if before == shards:
-        return set()
-    if not (out / "manifest.json").exists():
-        raise StoreError(
-            f"{out}: was begun by {before} processes, now there are {shards}. "
-            f"Continue with {before} in all (--shards, --processes), or choose another --out."
-        )
-    RegionStore(out).expect_detector(detector.identity(), "this extraction")
-    # In a process of its own: LMDB opens a file once a process, and the writer needs it next. Forked, because it is quick
-    # and the child does nothing but read.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        return pool.submit(_stored_keys, out).result()
+def _fingerprint(plan: ExtractionPlan) -> list[tuple[str, int, int]]:
+    """Tells whether the detector is still the same without loading it: its files' places, sizes and times."""
+    named = [Path(plan.detector), PACKAGED / f"{plan.detector}.safetensors", plan.class_names, plan.attribute_names]
+    files = [file for path in named if path for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [file_state(file) for file in files if file.is_file()]
 
 
-def _stored_keys(out: Path) -> set[str]:
-    return set(RegionStore(out).keys())
+def _is_finished(out: Path, work: _Work) -> bool:
+    """Whether an earlier run, by whatever number of processes, finished this work."""
+    try:
+        done = json.loads((out / _RECORD).read_text(encoding="utf-8"))["work"] == work.digest
+        listed = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["shards"]
+        whole = all((out / shard_name(shard["shard"]) / "data.mdb").exists() for shard in listed)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return done and whole and not any(_worth_another_try(path) for path in out.glob("failures-*.jsonl"))
 
 
-def _record_shards(out: Path, shards: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".extraction.{os.getpid()}"
-    temporary.write_text(json.dumps({"shards": shards}), encoding="utf-8")
-    temporary.replace(out / _RECORD)
+def _is_done(out: Path, shard: int, shards: int, work: _Work) -> bool:
+    mark = _mark(out, shard)
+    done = mark.exists() and mark.read_text(encoding="utf-8") == _mark_of(work, shards)
+    whole = (out / shard_name(shard) / "data.mdb").exists()
+    return done and whole and not _worth_another_try(_report(out, shard))
 
 
-def _work_digest(items: Sequence[Item], shards: int) -> str:
-    """Names the work: marks of an earlier run over other images or with other shards do not count."""
-    return hashlib.sha256("\n".join([str(shards), *(key for key, _ in items)]).encode()).hexdigest()
+def _worth_another_try(report: Path) -> bool:
+    """Whether an image that failed has changed since; what the detector refused may find more memory now."""
+    if not report.exists():
+        return False
+    reported = report.stat().st_mtime_ns
+    for failure in read_failures(report):
+        try:
+            status = os.stat(failure.path.removesuffix(f":{failure.key}"))
+        except (OSError, ValueError):
+            continue
+        if failure.kind == REFUSED or max(status.st_mtime_ns, status.st_ctime_ns) >= reported:
+            return True
+    return False
+
+
+def _reports(out: Path) -> list[Failure]:
+    return [failure for path in sorted(out.glob("failures-*.jsonl")) for failure in read_failures(path)]
+
+
+def _report(out: Path, shard: int) -> Path:
+    return out / f"failures-{shard:05}.jsonl"
 
 
 def _mark(out: Path, shard: int) -> Path:
     return out / f"shard-{shard:05}.done"
 
 
-def _finish(out: Path, digest: str, shards: int) -> bool:
-    """Merges the shards if all are done; of several processes that see that at once, one after the other does it."""
+def _mark_of(work: _Work, shards: int) -> str:
+    return f"{work.digest} {shards}"
+
+
+def _run(plan: ExtractionPlan, work: _Work, left: Sequence[int], shards: int) -> Iterator[int]:
+    """Extracts the shards `left`; yields how many images each got."""
+    if plan.processes == 1:
+        yield from (_extract_shard(plan, work, shard, shards) for shard in left)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(len(left), 1), mp_context=context, initializer=_begin_local_process) as pool:
+        futures = [pool.submit(_extract_shard, plan, _only(work, shard), shard, shards) for shard in left]
+        try:
+            for future in futures:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UnimoError(
+                "one of the local processes was ended by the system, most often for want of memory. What was extracted is "
+                "kept. Start again, with fewer --processes if memory is short."
+            ) from error
+
+
+def _only(work: _Work, shard: int) -> _Work:
+    return _Work(work.images, work.digest, {shard: work.shares[shard]}, work.unusable)
+
+
+def _begin_local_process() -> None:
+    torch.set_num_threads(1)
+    end_with_parent()
+
+
+def _extract_shard(plan: ExtractionPlan, work: _Work, shard: int, shards: int) -> int:
+    """Extracts the images of one shard, leaves its report and its mark, and returns how many were extracted."""
+    detector = _open_detector(plan, shard)
+    _refuse_other_runs(plan.out, shards)
+    elsewhere = stored_elsewhere(plan.out, shard, shards)
+    share = [item for item in work.shares[shard] if item.key not in elsewhere]
+    names = detector.class_names, detector.attribute_names
+    with RegionStoreWriter(plan.out, detector.identity(), shard, *names, shards=shards) as writer:
+        for outdated in (plan.out / _RECORD, _mark(plan.out, shard)):
+            outdated.unlink(missing_ok=True)
+
+        def write(batch: list[tuple[str, Regions]]) -> None:
+            for key, regions in batch:
+                writer.write(key, regions)
+            writer.flush()
+
+        before = len(writer)
+        show = shard % plan.processes == 0 and distributed.environment().rank == 0
+        failures = extract(share, detector, write, writer.size, batch=plan.batch, workers=plan.workers, show_progress=show)
+        extracted = len(writer) - before
+    write_failures(failures + (work.unusable if shard == 0 else []), _report(plan.out, shard))
+    _mark(plan.out, shard).write_text(_mark_of(work, shards), encoding="utf-8")
+    return extracted
+
+
+def _open_detector(plan: ExtractionPlan, shard: int) -> Detector:
+    """On this rank's GPU; local processes take one after the other."""
+    detector = load_detector(plan.detector, plan.conventions, plan.class_names, plan.attribute_names)
+    device = distributed.device()
+    if device.type == "cuda":
+        number = distributed.environment().local_rank * plan.processes + shard % plan.processes
+        device = torch.device("cuda", number % torch.cuda.device_count())
+    try:
+        return detector.with_selection(**plan.selection).to(device)
+    except ValidationError as error:
+        raise ConfigError(f"selection {plan.selection}: {error}") from error
+
+
+def _refuse_other_runs(out: Path, shards: int) -> None:
+    """Another number of processes divides the images otherwise: two such runs at once would extract images twice."""
+    for path in sorted(out.glob("shard-*")):
+        holder = holder_of(path) if path.is_dir() else None
+        if holder is not None and holder.shards != shards:
+            raise StoreError(
+                f"{path}: {holder} is writing this store as one of {holder.shards} processes, now there are {shards}. "
+                f"Wait for that run or end it, then continue with any number; or start {holder.shards} in all."
+            )
+
+
+def _finish(out: Path, work: _Work, shards: int) -> tuple[bool, bool]:
+    """Merges the shards if all are done; of several processes that see that at once, one after the other looks.
+
+    Returns:
+        Whether the store is finished, and whether it was this call that finished it.
+
+    Raises:
+        DataError: not one of the images could be read.
+    """
     with (out / "finish.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         marks = [_mark(out, shard) for shard in range(shards)]
-        if not all(mark.exists() and mark.read_text(encoding="utf-8") == digest for mark in marks):
-            return False
+        if not all(mark.exists() and mark.read_text(encoding="utf-8") == _mark_of(work, shards) for mark in marks):
+            return False, False
+        if _is_finished(out, work):
+            return True, False
+        _remove_outdated(out, shards)
+        failures = _reports(out)
+        if len(failures) >= work.images:
+            raise DataError(
+                f"not one of the {work.images:,} images could be read: {count_kinds(failures)}. "
+                f"The first: {failures[0].path}: {failures[0].reason}. All are in {out}/failures-*.jsonl"
+            )
+        complete_shards(out)
         finish_store(out)
-        _record_shards(out, shards)
-    return True
+        temporary = out / f".{_RECORD}.{os.getpid()}"
+        temporary.write_text(json.dumps({"work": work.digest}), encoding="utf-8")
+        temporary.replace(out / _RECORD)
+    return True, True
+
+
+def _remove_outdated(out: Path, shards: int) -> None:
+    """Marks and reports of earlier runs by more processes: their images were tried again by this one."""
+    for path in [*out.glob("failures-*.jsonl"), *out.glob("shard-*.done")]:
+        if int(path.stem.rpartition("-")[2]) >= shards:
+            path.unlink(missing_ok=True)

@@ -41,11 +41,11 @@ class Regions:
 
 
 def location_features(boxes_R4: npt.NDArray[np.floating], width: int, height: int) -> Array:
-    """`[x1/W, y1/H, x2/W, y2/H, area/(W*H)]` of each box, float32 [R, 5] (unimo-spec, 1.5)."""
+    """`[x1/W, y1/H, x2/W, y2/H, (y2-y1)*(x2-x1)/(W*H)]` of each box, float32 [R, 5] (unimo-spec, 1.5; to the last bit)."""
     boxes_R4 = np.asarray(boxes_R4, dtype=np.float32)
     scale = np.array([width, height, width, height], dtype=np.float32)
     relative_R4 = boxes_R4 / scale
-    area_R = (relative_R4[:, 2] - relative_R4[:, 0]) * (relative_R4[:, 3] - relative_R4[:, 1])
+    area_R = (boxes_R4[:, 3] - boxes_R4[:, 1]) * (boxes_R4[:, 2] - boxes_R4[:, 0]) / np.float32(width * height)
     return np.concatenate([relative_R4, area_R[:, None]], axis=1)
 
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,18 @@ from hypothesis import strategies as st
 
 from tests.helpers import WIDTH, random_regions
 from tests.life.small_run import flip_a_byte
+from unimo_ds.data import shard_lock
 from unimo_ds.data import store as module
-from unimo_ds.data.store import RegionStore, RegionStoreWriter, decode_regions, encode_regions, finish_store
+from unimo_ds.data.store import (
+    RegionStore,
+    RegionStoreWriter,
+    complete_shards,
+    decode_regions,
+    encode_regions,
+    finish_store,
+    shard_of,
+    stored_elsewhere,
+)
 from unimo_ds.errors import DamagedRecordError, StoreError
 from unimo_ds.regions import Regions
 
@@ -159,7 +170,7 @@ def test_a_shard_is_continued_and_a_kill_costs_only_what_was_pending(tmp_path: P
     writer.write("first.jpg", random_regions(rng, 3))
     writer.flush()
     writer.write("pending.jpg", random_regions(rng, 3))
-    writer._env.close()  # as a kill would leave it: no close(), no summary
+    writer._leave()  # as a kill would leave it: no close(), no complete summary
     with RegionStoreWriter(tmp_path, DETECTOR) as again:
         assert "first.jpg" in again and "pending.jpg" not in again and len(again) == 1
 
@@ -210,6 +221,7 @@ def test_a_key_that_lmdb_cannot_hold_is_refused_and_never_found(tmp_path: Path, 
         writer.write("k" * 511, random_regions(np.random.default_rng(0), 2))
         with pytest.raises(StoreError, match="a key has 1 to 511 bytes"):
             writer.write(key, random_regions(np.random.default_rng(0), 2))
+        assert key not in writer
     finish_store(tmp_path)
     store = RegionStore(tmp_path)
     assert key not in store and list(store.keys()) == ["k" * 511]
@@ -366,7 +378,7 @@ def test_killed_outright_a_writer_loses_only_what_was_pending_and_is_continued(t
             writer.write(key, regions)
         os.kill(os.getpid(), signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    with pytest.raises(StoreError, match="nothing was extracted into it yet"):
+    with pytest.raises(StoreError, match="shard-00000: is not complete: its writer still runs, or was stopped"):
         finish_store(tmp_path)
     with RegionStoreWriter(tmp_path, DETECTOR) as again:
         left = [key for key in written if key not in again]
@@ -434,3 +446,239 @@ def test_a_page_that_lmdb_refuses_ends_the_list_of_keys_with_a_named_error(
     assert next(keys) == "0/0.jpg"
     with pytest.raises(DamagedRecordError, match="a page of no kind"):
         next(keys)
+
+
+def test_a_shard_is_found_by_its_key_in_any_program() -> None:
+    """Numbers that must never change: stores on disk are divided by them."""
+    keys = ["a.jpg", "train2014/COCO_train2014_000000000009.jpg", "ü.png"]
+    assert [shard_of(key, 64) for key in keys] == [53, 23, 52]
+    counts = np.bincount([shard_of(f"{number}.jpg", 8) for number in range(8000)], minlength=8)
+    assert counts.min() > 900 and counts.max() < 1100
+
+
+def write_hashed(folder: Path, shards: int, keys: list[str], only: int | None = None) -> None:
+    for shard in range(shards) if only is None else [only]:
+        with RegionStoreWriter(folder, DETECTOR, shard, shards=shards) as writer:
+            for key in keys:
+                if shard_of(key, shards) == shard:
+                    writer.write(key, random_regions(np.random.default_rng(len(key)), 2))
+
+
+def test_a_reader_looks_first_where_the_key_belongs(tmp_path: Path) -> None:
+    keys = [f"{number}.jpg" for number in range(40)]
+    write_hashed(tmp_path, 8, keys)
+    assert finish_store(tmp_path)["hashed_over"] == [8]
+    store = RegionStore(tmp_path)
+    lookups: list[int] = []
+
+    class Counting:
+        def __init__(self, place: int, transaction: object) -> None:
+            self.place, self.transaction = place, transaction
+
+        def get(self, name: bytes) -> object:
+            lookups.append(self.place)
+            return self.transaction.get(name)  # type: ignore[attr-defined]
+
+    store._transactions = [Counting(place, transaction) for place, transaction in enumerate(store._open())]
+    for key in keys:
+        assert key in store
+    assert lookups == [shard_of(key, 8) for key in keys]
+    assert "nowhere.jpg" not in store and len(lookups) == len(keys) + 9
+
+
+def test_a_store_that_was_divided_twice_is_read_by_both_divisions(tmp_path: Path) -> None:
+    first, second = [f"{number}.jpg" for number in range(20)], [f"{number}.jpg" for number in range(20, 40)]
+    write_hashed(tmp_path, 3, first)
+    write_hashed(tmp_path, 2, second)
+    assert finish_store(tmp_path)["hashed_over"] == [3, 2]
+    store = RegionStore(tmp_path)
+    assert all(key in store for key in first + second) and sorted(store.keys()) == sorted(first + second)
+
+
+def test_what_lies_in_other_shards_is_known_to_whoever_continues(tmp_path: Path) -> None:
+    keys = [f"{number}.jpg" for number in range(40)]
+    assert stored_elsewhere(tmp_path, 0, 2) == set()
+    write_hashed(tmp_path, 3, keys)
+    assert stored_elsewhere(tmp_path, 1, 3) == set()  # by the same division nothing needs to be read
+    wanted = {key for key in keys if shard_of(key, 2) == 0 and shard_of(key, 3) != 0}
+    assert stored_elsewhere(tmp_path, 0, 2) == wanted
+    RegionStoreWriter(tmp_path, DETECTOR, 7, shards=8)._leave()
+    (tmp_path / "shard-00009").mkdir()  # of a writer that starts at this moment
+    assert stored_elsewhere(tmp_path, 0, 2) == wanted
+
+
+def test_a_key_of_another_shard_is_refused(tmp_path: Path) -> None:
+    wrong = next(f"{number}.jpg" for number in range(9) if shard_of(f"{number}.jpg", 2) == 1)
+    with RegionStoreWriter(tmp_path, DETECTOR, 0, shards=2) as writer, pytest.raises(ValueError, match="belongs into shard 1"):
+        writer.write(wrong, random_regions(np.random.default_rng(0), 2))
+
+
+def test_an_image_in_two_shards_is_found_when_the_store_is_finished(tmp_path: Path) -> None:
+    for shard in (0, 1, 2):
+        with RegionStoreWriter(tmp_path, DETECTOR, shard) as writer:
+            for key in [f"{shard}.jpg", "same.jpg"] if shard else ["first.jpg"]:
+                writer.write(key, random_regions(np.random.default_rng(0), 2))
+    with pytest.raises(StoreError, match=r"image 'same\.jpg' is in two shards, 1 and 2.*regions merge OUT"):
+        finish_store(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_second_writer_of_a_shard_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_lock, "_PATIENCE", 0.1)
+    writer = RegionStoreWriter(tmp_path, DETECTOR, shards=1)
+    with pytest.raises(StoreError, match="shard-00000: this process is writing this shard"):
+        RegionStoreWriter(tmp_path, DETECTOR)
+    child = os.fork()
+    if child == 0:
+        try:
+            RegionStoreWriter(tmp_path, DETECTOR)
+        except StoreError as error:
+            os._exit(f"process {os.getppid()} on " in str(error))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert shard_lock.holder_of(tmp_path / "shard-00000") is None  # this process is no other
+    writer.close()
+    write(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(StoreError, match="shard-00000: cannot be written: Not a directory"):
+        RegionStoreWriter(tmp_path / "store", DETECTOR)
+
+
+def test_a_writer_that_an_exception_ends_drops_what_is_pending_and_is_continued(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half way"), RegionStoreWriter(tmp_path, DETECTOR) as writer:
+        writer.write("0.jpg", random_regions(np.random.default_rng(0), 2))
+        writer.flush()
+        writer.write("1.jpg", random_regions(np.random.default_rng(0), 2))
+        raise RuntimeError("half way")
+    with RegionStoreWriter(tmp_path, DETECTOR) as again:
+        assert "0.jpg" in again and "1.jpg" not in again and again.size("0.jpg") == (160, 200)
+        assert again.size("1.jpg") is None
+        again.write("1.jpg", random_regions(np.random.default_rng(0), 2))
+        assert again.size("1.jpg") == (160, 200) and len(again) == 2
+
+
+def test_shards_that_nobody_continues_are_completed_as_they_are(tmp_path: Path) -> None:
+    write_hashed(tmp_path, 2, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    writer = RegionStoreWriter(tmp_path, DETECTOR, 5)
+    writer.write("e.jpg", random_regions(np.random.default_rng(0), 2))
+    writer.flush()
+    writer._leave()
+    with pytest.raises(StoreError, match="shard-00005: is not complete"):
+        finish_store(tmp_path)
+    complete_shards(tmp_path)
+    assert finish_store(tmp_path)["records"] == 5
+
+
+def test_a_manifest_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
+    write(tmp_path)
+    finish_store(tmp_path)
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    RegionStoreWriter(tmp_path, DETECTOR).close()
+    finish_store(tmp_path)
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_names_go_beside_the_shards_once_and_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "nameless")
+    finish_store(tmp_path / "nameless")
+    store = RegionStore(tmp_path / "nameless")
+    assert (store.class_names, store.attribute_names) == ((), ()) and not (tmp_path / "nameless/names.json").exists()
+    for classes in (("dog", "Straße"), ("other",)):
+        RegionStoreWriter(tmp_path / "named", DETECTOR, 0, classes, ("red",)).close()
+    finish_store(tmp_path / "named")
+    store = RegionStore(tmp_path / "named")
+    assert (store.class_names, store.attribute_names) == (("dog", "Straße"), ("red",))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.json"])
+def test_a_file_without_a_detector_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path)
+    finish_store(tmp_path)
+    (tmp_path / name).write_text('{"version": 1, "shard": 0, "records": 5}')
+    message = re.escape(f"{tmp_path / name}: has no `detector`")
+    with pytest.raises(StoreError, match=message):
+        RegionStoreWriter(tmp_path, DETECTOR)
+    with pytest.raises(StoreError, match=message):
+        RegionStore(tmp_path) if name == "manifest.json" else finish_store(tmp_path)
+
+
+def test_a_detector_without_a_feature_width_is_named(tmp_path: Path) -> None:
+    write(tmp_path, detector={"architecture": "a file"})
+    finish_store(tmp_path)
+    with pytest.raises(StoreError, match=r"manifest\.json: `feature_width` of the detector is None, expected a number"):
+        assert RegionStore(tmp_path).feature_width
+
+
+def test_a_reader_forgets_what_it_has_verified_before_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 3)
+    written = write(tmp_path, count=8)
+    finish_store(tmp_path)
+    store = RegionStore(tmp_path)
+    for key in written:
+        store.get(key)
+        assert len(store._verified) <= 3
+
+
+READS, READERS = 50_000, 4
+
+
+def read_many(folder: Path) -> None:
+    """A worker of a loader: reads far more images than it has seen, with new strings as keys, and says what it grew by."""
+    store = RegionStore(folder)
+    names = list(store.keys())
+    for key in names[:100]:
+        store.get(key)
+    before, total = private_memory(), 0.0
+    for number in range(READS):
+        total += float(store.get(bytes(names[number], "ascii").decode()).features_RF[0, 0])
+    print(private_memory() - before, total)
+
+
+def private_memory() -> int:
+    """Bytes of this process alone. Pages of the store's files are the page cache's: the system takes them back as it likes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")))
+
+
+def test_memory_stays_flat_over_many_reads_in_four_workers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    regions = [random_regions(rng, count) for count in (1, 2, 3)]
+    with RegionStoreWriter(tmp_path, DETECTOR) as writer:
+        for number in range(READS):
+            writer.write(f"train2014/COCO_train2014_{number:012}.jpg", regions[number % 3])
+    finish_store(tmp_path)
+    readers, outputs, growth = [], [], []
+    for _ in range(READERS):
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with os.fdopen(write_end, "w") as sys.stdout:
+                read_many(tmp_path)
+            os._exit(0)
+        os.close(write_end)
+        readers.append(child)
+        outputs.append(read_end)
+    for child, output in zip(readers, outputs, strict=True):
+        with os.fdopen(output) as file:
+            growth.append(int(file.read().split()[0]))
+        assert os.waitpid(child, 0)[1] == 0
+    assert sum(growth) < 50 << 20, f"{growth} bytes"
+    print(growth)
+
+
+def test_bytes_on_disk_are_what_the_documents_say(tmp_path: Path) -> None:
+    """The formulas of docs/regions.md, on a store as published detectors make it: 2,048 numbers, 16 classes."""
+    rng = np.random.default_rng(0)
+    counts = [10, 36, 50, 64, 100] * 30
+    with RegionStoreWriter(tmp_path, DETECTOR) as writer:
+        for number, count in enumerate(counts):
+            writer.write(f"{number:06}.jpg", random_regions(rng, count, width=2048, kept=16))
+            if number % 8 == 7:
+                writer.flush()
+    records = [len(encode_regions(random_regions(rng, count, width=2048, kept=16))) for count in counts]
+    assert [round(32 + 4180 * count) for count in counts] == [pytest.approx(size, abs=14) for size in records]
+    pages = sum(-(-(size + 16) // 4096) for size in records)
+    assert pages * 4096 <= (tmp_path / "shard-00000/data.mdb").stat().st_size <= pages * 4096 * 1.02

@@ -2,7 +2,8 @@
 
 Each reader does what its own training asks of it for one image. UNITER's decodes a dict of arrays and hands float32 tensors to
 its collate function; ours hands views of the memory map to the packer, which copies them once, as float16, into the batch. That
-copy is a row of its own, and so is UNITER's record without the conversion: neither side's remaining work is hidden.
+copy is a row of its own, and so is UNITER's record without the conversion: neither side's remaining work is hidden. So is a
+store of 64 shards, as that many processes write it.
 """
 
 import tempfile
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 
 from unimo_ds.bench.workload import FEATURE_WIDTH, random_regions
-from unimo_ds.data.store import RegionStore, RegionStoreWriter, finish_store
+from unimo_ds.data.store import RegionStore, RegionStoreWriter, finish_store, shard_of
 from unimo_ds.regions import Regions, location_features
 
 IMAGES = 400
+_SHARDS = 64
 
 
 def measure_reads(rounds: int = 5, images: int = IMAGES) -> list[dict[str, object]]:
@@ -28,12 +30,14 @@ def measure_reads(rounds: int = 5, images: int = IMAGES) -> list[dict[str, objec
     everything = {f"{number:06}.jpg": random_regions(rng, int(rng.integers(36, 101))) for number in range(images)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_ours(folder / "ours", everything)
+        _write_ours(folder / "ours", everything, 1)
+        _write_ours(folder / "sharded", everything, _SHARDS)
         _write_msgpack(folder / "msgpack", everything)
         keys = list(everything)
         first, ours = _timed(RegionStore(folder / "ours").get, keys), RegionStore(folder / "ours")
         readers: dict[str, Callable[[str], object]] = {
             "ours": ours.get,
+            f"ours, {_SHARDS} shards": RegionStore(folder / "sharded").get,
             "ours, copied as the packer does": lambda key: _copied(ours.get(key)),
             **_msgpack_readers(folder / "msgpack"),
         }
@@ -59,10 +63,13 @@ def _copied(regions: Regions) -> object:
     return np.array(regions.features_RF), location_features(regions.boxes_R4, regions.width, regions.height)
 
 
-def _write_ours(folder: Path, everything: dict[str, Regions]) -> None:
-    with RegionStoreWriter(folder, {"architecture": "random", "feature_width": FEATURE_WIDTH, "classes": 1600}) as writer:
-        for key, regions in everything.items():
-            writer.write(key, regions)
+def _write_ours(folder: Path, everything: dict[str, Regions], shards: int) -> None:
+    identity = {"architecture": "random", "feature_width": FEATURE_WIDTH, "classes": 1600, "attributes": 400}
+    for shard in range(shards):
+        with RegionStoreWriter(folder, identity, shard, shards=shards) as writer:
+            for key, regions in everything.items():
+                if shard_of(key, shards) == shard:
+                    writer.write(key, regions)
     finish_store(folder)
 
 

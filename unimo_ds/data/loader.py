@@ -218,11 +218,15 @@ def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefe
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers else None,  # Python 3.14's default would pickle the data for every worker
     )
+    prepared = iter(loader)
     try:
-        yield from loader
+        yield from prepared
     except UnimoError as error:  # torch wraps a worker's error into the text of its traceback
         name = f"{type(error).__module__}.{type(error).__qualname__}: "
         raise type(error)(str(error).rsplit(name, 1)[-1].strip()) from None
+    finally:
+        # Now, and not at exit, where multiprocessing would wait without end for workers that are deaf to its signal.
+        getattr(prepared, "_shutdown_workers", lambda: None)()
 
 
 def _start_worker(worker: int) -> None:

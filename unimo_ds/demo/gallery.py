@@ -1,13 +1,11 @@
 """The pictures of a report: thumbnails, and pictures with their regions drawn, encoded into the page."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from unimo_ds.data.store import RegionStore
-from unimo_ds.errors import UnimoError
 from unimo_ds.regions import BACKGROUND, Regions
 from unimo_ds.vision.drawing import draw_regions
 from unimo_ds.vision.pictures import Picture, encode, fit, open_picture
@@ -26,15 +24,12 @@ class ReportSection:
         run_folder: made by pre-training; holds or finds an evaluation.
         images_root: the folder that keys of the store are paths below.
         regions: the regions store of the evaluated pairs.
-        class_names, attribute_names: without background and "none", as a detector has them.
     """
 
     title: str
     run_folder: Path
     images_root: Path
     regions: Path
-    class_names: Sequence[str]
-    attribute_names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -72,16 +67,12 @@ class Gallery:
     def __init__(self, section: ReportSection) -> None:
         self._section = section
         self._store = RegionStore(section.regions)
-        names = len(section.class_names), len(section.attribute_names)
-        expected = tuple(
-            self._store.detector.get(key, count) for key, count in zip(("classes", "attributes"), names, strict=True)
-        )
-        if names != expected:
-            raise UnimoError(
-                f"{section.regions}: its detector has {expected[0]} classes and {expected[1]} attributes, but {names[0]} and "
-                f"{names[1]} names were given (background and 'none' have no name); take the names of that detector"
-            )
         self._thumbnails: dict[str, Picture] = {}
+
+    @property
+    def classes(self) -> int:
+        """How many classes the detector of its regions knows."""
+        return int(self._store.detector["classes"])
 
     def thumbnail(self, key: str) -> Picture:
         """The picture `key`, small."""
@@ -104,7 +95,7 @@ class Gallery:
         across, down = image.width / regions.width, image.height / regions.height
         boxes_R4 = (drawn.boxes_R4 * [across, down, across, down]).astype("f4")
         placed = replace(drawn, width=image.width, height=image.height, boxes_R4=boxes_R4)
-        names = self._section.class_names, self._section.attribute_names
+        names = self._store.class_names, self._store.attribute_names
         note = f"{len(drawn)} of {len(regions)} regions drawn"
         return encode(key, draw_regions(image, placed, *names, most=len(drawn))), note
 

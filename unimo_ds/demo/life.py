@@ -20,7 +20,6 @@ from unimo_ds.demo.gallery import ReportSection
 from unimo_ds.demo.report import summary_table, write_report
 from unimo_ds.errors import UnimoError
 from unimo_ds.progress import format_duration
-from unimo_ds.vision.detector_file import load_detector
 
 _ROOT = Path(__file__).parents[2]
 _RANKS = 2
@@ -150,18 +149,12 @@ def _run(stage: Stage, number: str) -> None:
 
 
 def _report(duration: str) -> None:
-    detector = load_detector("world")
     out = Path("runs/demo/report.html")
     runs = {
         "The drawn world": (load_config(Path("recipes/demo.yaml")), Path("data/demo/world/images")),
         "Photographs": (load_config(Path("recipes/photos.yaml")), Path("photos")),
     }
-    sections = [
-        ReportSection(
-            title, run.folder, images, _held_out_store(run), list(detector.class_names), list(detector.attribute_names)
-        )
-        for title, (run, images) in runs.items()
-    ]
+    sections = [ReportSection(title, run.folder, images, _held_out_store(run)) for title, (run, images) in runs.items()]
     write_report(sections, out)
     for title, (run, _) in runs.items():
         print(f"\n{title}\n{summary_table(run.folder)}")

@@ -298,7 +298,7 @@ def _view(section: ReportSection) -> dict[str, Any]:
         "queries": [_query(example, gallery) for example in run.evaluation["retrieval"][:_QUERIES]],
         "captions": [_written(example, gallery) for example in run.evaluation["captions"]],
         "sure": SURE,
-        "classes": len(section.class_names),
+        "classes": gallery.classes,
         "commands": _commands(run),
     }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from unimo_ds.engine.checkpoint import checkpoint_name, damage_of
@@ -14,8 +13,6 @@ from unimo_ds.explain.step import Sample, SampleReader, choose_samples, summaris
 from unimo_ds.explain.terminal import sample_lines, summary_lines
 from unimo_ds.progress import track
 from unimo_ds.tokenizer import Tokenizer
-from unimo_ds.vision.detector import weights_sha256
-from unimo_ds.vision.detector_file import PACKAGED, load_detector
 
 _SHOWN_PROBLEMS = 5
 
@@ -137,13 +134,5 @@ def _expect_same_inputs(run: OpenedRun, scorer: Scorer) -> None:
 
 
 def _class_names(run: OpenedRun) -> Sequence[str]:
-    """Of the run's detector, if it is a packaged one."""
-    store = next((corpus.store for corpus in run.corpora if corpus.store is not None), None)
-    return _packaged_class_names().get(str(store.detector.get("weights_sha256")), ()) if store is not None else ()
-
-
-@cache
-def _packaged_class_names() -> dict[str, Sequence[str]]:
-    """The class names of each packaged detector, by the checksum of its weights."""
-    detectors = [load_detector(path) for path in sorted(PACKAGED.glob("*.safetensors"))]
-    return {weights_sha256(detector): detector.class_names for detector in detectors}
+    """Of the run's detector, as its store has them; all stores of a run are one detector's."""
+    return next((corpus.store.class_names for corpus in run.corpora if corpus.store is not None), ())

@@ -1,7 +1,5 @@
 """Files and folders of published detectors: read without running what a pickle may contain."""
 
-import io
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unimo_ds.errors import CheckpointError, ConfigError
+from unimo_ds.plain_pickle import load_plain
 from unimo_ds.vision.detector import Detector
 from unimo_ds.vision.published import detector_from_state
 from unimo_ds.vision.torchvision_detector import ARCHITECTURES, TorchvisionDetector
@@ -105,7 +104,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
-        content = _unpickle(path.read_bytes()) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".pkl":
+            content = load_plain(path.read_bytes(), "latin1")
+        else:
+            content = torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # unpickling a damaged file raises almost anything
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). Only tensors and plain containers are read, "
@@ -118,23 +120,6 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     arrays = {str(name): torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in content.items()}
     return {name: value for name, value in arrays.items() if isinstance(value, Tensor)}
-
-
-_ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict")}
-_NUMPY = re.compile(r"numpy\.(core|_core)\.(multiarray|numeric)")
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds numpy arrays and nothing else that is not a plain container."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED or (_NUMPY.fullmatch(module) and name in ("_reconstruct", "scalar", "_frombuffer")):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which tensors do not need")
-
-
-def _unpickle(content: bytes) -> Any:
-    return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()  # written by Python 2, some of them
 
 
 def _architecture(weights: Path, state: Mapping[str, Tensor], conventions: str | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.ops import clip_boxes_to_image
 
@@ -58,6 +58,10 @@ class TorchvisionDetector(Detector):
             self.model.load_state_dict(dict(state))
         except RuntimeError as error:
             raise CheckpointError(f"the tensors are not those of torchvision's {architecture}: {error}") from error
+        if architecture == "fasterrcnn_resnet50_fpn" and not any(name.endswith("num_batches_tracked") for name in state):
+            for module in self.model.modules():  # its published weights have frozen norms, which torchvision gives no epsilon
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = 0.0
         self.class_count = len(scores) - 1
         self.feature_width = scores.shape[1]
         self.eval()

@@ -1,0 +1,1 @@
+"""Tools for regions stores: `unimo-ds regions info`, `verify`, `show` and `merge`."""
