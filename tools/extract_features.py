@@ -17,8 +17,9 @@ from pathlib import Path
 
 from unimo_ds.errors import UnimoError
 from unimo_ds.extraction import ExtractionPlan, ExtractionResult, extract_features
+from unimo_ds.failures import count_kinds
 from unimo_ds.vision.conventions import CONVENTIONS
-from unimo_ds.vision.extract import count_kinds
+from unimo_ds.vision.torchvision_detector import ARCHITECTURES
 
 
 def parse_arguments() -> tuple[ExtractionPlan, Path | None]:
@@ -30,7 +31,7 @@ def parse_arguments() -> tuple[ExtractionPlan, Path | None]:
     parser.add_argument("--out", type=Path, required=True, help="folder of the regions store")
     parser.add_argument("--images-root", type=Path, help="with a JSON file: the folder its names are relative to")
     parser.add_argument("--detector", default="world", help="packaged detector, detector file, or published weights")
-    parser.add_argument("--conventions", choices=sorted(CONVENTIONS), help="with published weights: whose settings")
+    parser.add_argument("--conventions", choices=[*CONVENTIONS, *ARCHITECTURES], help="with published weights: whose settings")
     parser.add_argument("--class-names", type=Path, help="with published weights: text file, a class a line")
     parser.add_argument("--attribute-names", type=Path, help="with published weights: text file, an attribute a line")
     parser.add_argument("--min-boxes", type=int, help="fewest regions an image gets (default: the detector's)")

@@ -36,10 +36,12 @@ from unimo_ds.data.store import (
     stored_elsewhere,
 )
 from unimo_ds.errors import ConfigError, DataError, StoreError, UnimoError
+from unimo_ds.failures import Failure, count_kinds, read_failures, write_failures
+from unimo_ds.files import replace_text
 from unimo_ds.regions import Regions
 from unimo_ds.vision.detector import Detector
 from unimo_ds.vision.detector_file import PACKAGED, load_detector
-from unimo_ds.vision.extract import REFUSED, Failure, count_kinds, end_with_parent, extract, read_failures, write_failures
+from unimo_ds.vision.extract import REFUSED, end_with_parent, extract
 from unimo_ds.vision.image_sources import Item, find_images
 
 _RECORD = "extraction.json"  # which work the manifest is the end of
@@ -319,9 +321,7 @@ def _finish(out: Path, work: _Work, shards: int) -> tuple[bool, bool]:
             )
         complete_shards(out)
         finish_store(out)
-        temporary = out / f".{_RECORD}.{os.getpid()}"
-        temporary.write_text(json.dumps({"work": work.digest}), encoding="utf-8")
-        temporary.replace(out / _RECORD)
+        replace_text(out / _RECORD, json.dumps({"work": work.digest}))
     return True, True
 
 

@@ -23,14 +23,14 @@ from unimo_ds.data.store import (
     shard_name,
 )
 from unimo_ds.errors import ConfigError, DataError, StoreError
+from unimo_ds.failures import Failure, write_failures
+from unimo_ds.names import read_names
 from unimo_ds.progress import Progress
 from unimo_ds.region_layouts import Damage, PublishedRegions, ReadOptions, open_layout
 from unimo_ds.region_layouts.hdf5_files import BottomUpHdf5, described_detector
 from unimo_ds.region_layouts.rows import CANVAS
 from unimo_ds.region_layouts.writing import WRITERS, Extent
 from unimo_ds.regions import Regions
-from unimo_ds.vision.extract import Failure, write_failures
-from unimo_ds.vision.published_file import read_names
 
 _FAILURES = "failures-00000.jsonl"
 _MEGABYTE = 1_000_000

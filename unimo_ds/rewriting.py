@@ -46,6 +46,7 @@ from unimo_ds.augment.translation import ApertiumTranslator, MarianTranslator, T
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.records import read_records
 from unimo_ds.errors import ConfigError, DataError, UnimoError
+from unimo_ds.files import replace_text
 from unimo_ds.progress import Progress
 from unimo_ds.rewrites import LEVELS, RewrittenCaption, dump_caption
 
@@ -227,9 +228,7 @@ def _expect_settings(out: Path, settings: dict[str, Any]) -> None:
             if out.is_dir() and any(not path.name.startswith(_OURS) for path in out.iterdir()):
                 raise ConfigError(f"--out {out}: is there already and holds no rewrites; choose a new folder")
             out.mkdir(parents=True, exist_ok=True)
-            temporary = out / f".rewriting.{os.getpid()}"
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(record)
+            replace_text(record, json.dumps(settings, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}. Choose another folder.") from error
     try:
@@ -374,10 +373,8 @@ class _Shard:
         self._partial.replace(self._whole)
 
     def _write_report(self) -> None:
-        temporary = self._report.with_suffix(".partial")
         content = {"chunks": self.chunks, "bytes": self._bytes, "tally": vars(self.tally)}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._report)
+        replace_text(self._report, json.dumps(content, indent=1) + "\n")
 
 
 def _finish(out: Path, shards: int) -> bool:

@@ -40,6 +40,7 @@ import xxhash
 
 from unimo_ds.data.shard_lock import ShardLock
 from unimo_ds.errors import DamagedRecordError, StoreError
+from unimo_ds.files import replace_text
 from unimo_ds.regions import Regions
 
 _MAGIC = 0x534D4E55  # "UNMS"
@@ -144,15 +145,6 @@ def _detector_in(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return detector
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 class RegionStoreWriter:
     """Writes one shard of a store; several processes write several shards of one folder at the same time.
 
@@ -222,12 +214,14 @@ class RegionStoreWriter:
 
     def _write_summary(self, complete: bool) -> None:
         summary = {"detector": self.detector, "shard": self.shard, "records": self._records}
-        _write_json(self._summary_path, {**summary, "hashed_over": self._hashed_over, "complete": complete})
+        replace_text(
+            self._summary_path, json.dumps({**summary, "hashed_over": self._hashed_over, "complete": complete}, indent=1)
+        )
 
     def _write_names(self, class_names: Sequence[str], attribute_names: Sequence[str]) -> None:
         path = self.folder / _NAMES
         if not path.exists():
-            _write_json(path, {"classes": list(class_names), "attributes": list(attribute_names)})
+            replace_text(path, json.dumps({"classes": list(class_names), "attributes": list(attribute_names)}, indent=1))
 
     def __enter__(self) -> "RegionStoreWriter":
         return self
@@ -346,7 +340,7 @@ def finish_store(folder: Path) -> dict[str, Any]:
     }
     path = folder / _MANIFEST
     if not path.exists() or _read_json(path) != manifest:
-        _write_json(path, manifest)
+        replace_text(path, json.dumps(manifest, indent=1))
     return manifest
 
 

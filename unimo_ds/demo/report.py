@@ -17,7 +17,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.demo.charts import Chart, Curve, Kind, Point, draw_chart
 from unimo_ds.demo.gallery import SURE, Found, Gallery, Query, ReportSection, Written
 from unimo_ds.demo.run_reader import Numbers, Run, parameter_count, read_run, training_seconds
-from unimo_ds.errors import UnimoError
+from unimo_ds.pages import open_template
 from unimo_ds.progress import format_duration
 
 # In the order of `unimo_ds.objectives.pretraining.NAMES`: a name, and what the model must do.
@@ -43,7 +43,7 @@ def write_report(sections: Sequence[ReportSection], out: Path) -> None:
         UnimoError: a run folder is none, a run was never evaluated, or names and store are of different detectors; the
             message says what to do. A picture that is missing or damaged is named in its place on the page instead.
     """
-    content = _template().render(runs=[_view(section) for section in sections])
+    content = open_template(Path(__file__).with_name("report.html")).render(runs=[_view(section) for section in sections])
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(content, encoding="utf-8")
@@ -264,15 +264,6 @@ def _written(example: dict[str, Any], gallery: Gallery) -> Written:
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
-
-
-def _template() -> Any:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise UnimoError("the report needs jinja2; install it with `pip install 'unimo_ds[report]'`") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
 
 
 def _view(section: ReportSection) -> dict[str, Any]:

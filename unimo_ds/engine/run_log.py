@@ -9,7 +9,6 @@ checkpoints/        see `unimo_ds.engine.checkpoint`
 """
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.errors import UnimoError
+from unimo_ds.files import replace_text
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "triton", "apex")
 
@@ -68,7 +68,7 @@ class RunLog:
                 "data": data,
             }
         )
-        _replace(path, json.dumps({"starts": starts}, indent=1))
+        replace_text(path, json.dumps({"starts": starts}, indent=1))
 
     def write(self, values: dict[str, float | int]) -> None:
         """Adds one line; `values` holds `step`. A full disk costs the line, not the run."""
@@ -127,7 +127,7 @@ def forget_after(folder: Path, step: int) -> None:
     for path in [folder / "metrics.jsonl", *folder.glob("samples-rank*.jsonl")]:
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            _replace(path, "".join(line + "\n" for line in kept))
+            replace_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:
@@ -135,12 +135,6 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _version(package: str) -> str | None:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from unimo_ds.errors import UnimoError
 from unimo_ds.explain.step import BACKGROUND_NAME, Sample, ShownImage, ShownRegion, Summary
 from unimo_ds.explain.terminal import fit_text, loss_text, share_text, sharing
+from unimo_ds.pages import open_template
 from unimo_ds.vision.pictures import encode, fit, open_picture
 
 _FIGURE, _THUMBNAIL = 640, 240  # pixels of the longer side; twice what is shown, for dense screens
@@ -121,7 +120,7 @@ def render_page(
     """
     draughtsman = Draughtsman(images)
     return str(
-        _template().render(
+        open_template(Path(__file__).with_name("explain.html")).render(
             title=title,
             folder=folder,
             summary=summary,
@@ -137,12 +136,3 @@ def render_page(
             loss=loss_text,
         )
     )
-
-
-def _template() -> Any:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise UnimoError("the page needs jinja2; install it with `pip install 'unimo_ds[report]'`") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(Path(__file__).with_name("explain.html").read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """`unimo-ds regions merge`: shards of one store, or several stores of one detector, into one store of so many shards."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from unimo_ds.data.store import (
     shard_of,
 )
 from unimo_ds.errors import ConfigError, DamagedRecordError, StoreError
+from unimo_ds.files import replace_text
 from unimo_ds.progress import Progress
 from unimo_ds.region_tools.shards import Advance, ShardFailure, StoreFolder, open_folder, open_shard, read_shards
 from unimo_ds.regions import Regions
@@ -183,9 +183,7 @@ def _expect_same_work(out: Path, digest: str) -> None:
 
 def _mark(out: Path, digest: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{_WORK}.{os.getpid()}"
-    temporary.write_text(digest, encoding="utf-8")
-    temporary.replace(out / _WORK)
+    replace_text(out / _WORK, digest)
 
 
 def _first_of(sources: Sequence[_Source], doubled: set[int], prefer_first: bool) -> tuple[dict[bytes, int], int]:

@@ -4,12 +4,11 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unimo_ds.errors import UnimoError
+from unimo_ds.pages import open_template
 from unimo_ds.regions import Regions
 from unimo_ds.vision.drawing import COLOURS, best_class, letters_on, name_of, place_labels
 from unimo_ds.vision.pictures import encode, fit
@@ -82,7 +81,7 @@ def render_page(folder: Path, images: Sequence[PageImage], class_names: Sequence
     shown = [_show(image, class_names, attribute_names, alone=len(images) == 1) for image in images]
     probabilities = [region.probability or 0.0 for image in shown for region in image.regions]
     return str(
-        _template().render(
+        open_template(Path(__file__).with_name("regions.html")).render(
             folder=folder,
             images=shown,
             alone=len(shown) == 1,
@@ -147,12 +146,3 @@ def _others(regions: Regions, index: int, best: int, class_names: Sequence[str])
     """The next most probable classes, the background among them."""
     pairs = zip(regions.class_ids_RK[index].tolist(), regions.class_probabilities_RK[index].tolist(), strict=True)
     return [(name_of(number, class_names, "class"), share) for number, share in pairs if number != best][:_OTHERS]
-
-
-def _template() -> Any:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise UnimoError("the page needs jinja2; install it with `pip install 'unimo_ds[report]'`, or choose a .png") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(Path(__file__).with_name("regions.html").read_text(encoding="utf-8"))

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from unimo_ds.errors import CheckpointError, ConfigError
+from unimo_ds.names import read_names
 from unimo_ds.vision.detector import Detector, weights_sha256
 from unimo_ds.vision.detector_config import DetectorConfig
 from unimo_ds.vision.faster_rcnn import BottomUpDetector
-from unimo_ds.vision.published_file import load_published, read_names, read_safetensors
+from unimo_ds.vision.published_file import load_published, read_safetensors
 
 PACKAGED = Path(__file__).parent / "weights"
 _KEY = "unimo_ds detector"

@@ -1,12 +1,10 @@
 """Runs a detector over many images: decoding in other processes, batches of one resized size, failures stepped over."""
 
-import json
 import multiprocessing
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unimo_ds.errors import UnimoError
+from unimo_ds.failures import Failure
 from unimo_ds.progress import Progress
 from unimo_ds.regions import Regions
 from unimo_ds.vision.detector import Detector
@@ -37,20 +36,6 @@ Write = Callable[[list[tuple[str, Regions]]], None]
 
 class ImageError(Exception):
     """One image cannot be used; the message says why, the kind of problem before its first colon."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that was stepped over; `reason` is a kind (`truncated`, `missing`, ...) and, behind a colon, particulars."""
-
-    key: str
-    path: str
-    reason: str
-
-    @property
-    def kind(self) -> str:
-        """What failures are counted by."""
-        return self.reason.split(":")[0]
 
 
 @dataclass(frozen=True)
@@ -193,27 +178,6 @@ def extract(
                 write(found)
                 progress.advance(len(found), f"{len(failures):,} failed" if failures else "")
     return failures
-
-
-def write_failures(failures: Sequence[Failure], path: Path) -> None:
-    """One JSON object a line; an older report is replaced, or removed when nothing failed."""
-    if failures:
-        path.write_text("".join(json.dumps(asdict(failure)) + "\n" for failure in failures), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
-
-
-def read_failures(path: Path) -> list[Failure]:
-    """What `write_failures` wrote; nothing where there is no report, or one that cannot be read."""
-    try:
-        return [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError):
-        return []
-
-
-def count_kinds(failures: Sequence[Failure]) -> str:
-    """`3 truncated, 1 missing`."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(failure.kind for failure in failures).most_common())
 
 
 class _Decoding(Dataset[_Decoded]):

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unimo_ds.errors import CheckpointError, ConfigError
+from unimo_ds.names import read_names
 from unimo_ds.plain_pickle import load_plain
 from unimo_ds.vision.detector import Detector
 from unimo_ds.vision.published import detector_from_state
@@ -58,22 +59,6 @@ def load_published(
         raise CheckpointError(f"{weights}: {error}") from error
     except (ConfigError, ValidationError, ValueError) as error:
         raise ConfigError(f"{weights}: {error}") from error
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Names, one a line; of synonyms with commas between them the first (as Visual Genome's lists have them).
-
-    Raises:
-        ConfigError: the file cannot be read or a line is empty.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a list of names ({error})") from error
-    names = [line.split(",")[0].strip() for line in lines]
-    if "" in names:
-        raise ConfigError(f"{path}, line {names.index('') + 1}: empty; expected a name on every line")
-    return tuple(names)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
