@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from unimo_ds.cli import app
 from unimo_ds.data.store import RegionStoreWriter, finish_store
 from unimo_ds.errors import DataError, StoreError
-from unimo_ds.golden import Report, verify
+from unimo_ds.golden import Report, check_reference, verify
 from unimo_ds.golden.comparison import cosines, match, overlaps
 from unimo_ds.regions import Regions
 
@@ -347,3 +347,14 @@ def test_boxes_without_area_match_their_equals() -> None:
 def test_the_cosine_of_zero_vectors() -> None:
     found = cosines(np.array([[0.0, 0], [3, 4]]), np.array([[0.0, 0], [6, 8]]))
     assert found == pytest.approx(np.eye(2))
+
+
+def test_a_reference_is_looked_at_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        check_reference(tmp_path / "nope.tsv")
+    (tmp_path / "other.txt").write_text("neither of these\n")
+    with pytest.raises(DataError, match="as no known layout"):
+        check_reference(tmp_path / "other.txt")
+    (tmp_path / "begun/shard-00000").mkdir(parents=True)
+    with pytest.raises(StoreError, match="not a finished regions store"):
+        check_reference(tmp_path / "begun")

@@ -359,3 +359,18 @@ def test_the_tool_says_what_it_did_and_what_was_lost(tmp_path: Path) -> None:
     code, output = call_tool(tmp_path / "b.tsv", "--out", tmp_path / "out", "--layout", "lxmert_tsv")
     assert code == 1 and "convert_regions: " in output and "another detector" in output and "Traceback" not in output
     assert [key for key, _ in open_layout(tmp_path / "b.tsv")] == ["001.jpg", "003.jpg", "004.jpg", "005.jpg"]
+
+
+def test_an_export_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    PUBLISHED["bottom-up"].write(tmp_path / "a.tsv", {"1": detected(1, 3)})
+    convert_regions(ConversionPlan([tmp_path / "a.tsv"], tmp_path / "store"), show_progress=False)
+    with pytest.raises(DataError, match="is a folder; name the file"):
+        export_regions(tmp_path / "store", "tsv", tmp_path, show_progress=False)
+    with pytest.raises(DataError, match=r"b\.tsv: cannot be written: "):
+        export_regions(tmp_path / "store", "tsv", tmp_path / "a.tsv" / "b.tsv", show_progress=False)
+
+
+def test_a_nominal_canvas_is_named_only_where_it_is_used(tmp_path: Path) -> None:
+    PUBLISHED["bottom-up"].write(tmp_path / "a.tsv", {"1": detected(1, 3)})
+    convert_regions(ConversionPlan([tmp_path / "a.tsv"], tmp_path / "store", nominal_canvas=True), show_progress=False)
+    assert "image_size" not in RegionStore(tmp_path / "store").detector

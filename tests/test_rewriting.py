@@ -230,7 +230,7 @@ def test_wrong_settings_are_named(plan: RewritePlan, monkeypatch: pytest.MonkeyP
         ({"negatives": -1}, "--negatives -1: must be 0 or more"),
         ({"minimum_similarity": 80}, "--minimum-similarity 80: a cosine is between"),
         ({"shards": 2}, "both or neither"),
-        ({"shards": 2, "shard": 2}, "shard 2 of 2"),
+        ({"shards": 2, "shard": 2}, "--shard 2 of --shards 2"),
         ({"translator": "marian"}, "--marian THERE BACK"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -20,6 +20,16 @@ from unimo_ds.region_layouts import LAYOUTS
 from unimo_ds.region_layouts.writing import WRITERS
 
 _LOST = 3  # exit code
+_READING = (  # options that say what a published file does not
+    "layout",
+    "detector",
+    "sizes",
+    "nominal_canvas",
+    "kept_classes",
+    "class_names",
+    "attribute_names",
+    "key_format",
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,6 +52,10 @@ def parse_arguments() -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.to and len(chosen.sources) > 1:
         parser.error("--to writes one store; merge several with `unimo-ds regions merge` first")
+    if chosen.to:
+        given = [name for name in _READING if getattr(chosen, name) != parser.get_default(name)]
+        if given:
+            parser.error(f"--to writes a store as it is; it takes no --{given[0].replace('_', '-')}")
     return chosen
 
 

@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from unimo_ds import golden as reference
 from unimo_ds.errors import UnimoError
 from unimo_ds.extraction import ExtractionPlan, ExtractionResult, extract_features
 from unimo_ds.failures import count_kinds
@@ -65,8 +66,6 @@ def describe(result: ExtractionResult, out: Path) -> str:
 
 def verify(store: Path, golden: Path) -> bool:
     """Compares the store with reference features, and says what differs."""
-    from unimo_ds import golden as reference
-
     report = reference.verify(store, golden)
     print(report.text)
     return bool(report.same)
@@ -75,6 +74,8 @@ def verify(store: Path, golden: Path) -> bool:
 def main() -> None:
     plan, golden = parse_arguments()
     try:
+        if golden is not None:
+            reference.check_reference(golden)
         result = extract_features(plan)
         print(describe(result, plan.out))
         if golden is not None and result.speaks and not verify(plan.out, golden):

@@ -117,9 +117,11 @@ def own_shards(shards: int | None, shard: int | None, processes: int) -> tuple[i
     """
     if (shards is None) != (shard is None):
         raise ConfigError(f"--shards {shards} --shard {shard}: give both or neither")
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: wants 1 or more")
     calls, call = (1, 0) if shards is None or shard is None else (shards, shard)
-    if not 0 <= call < calls or processes < 1:
-        raise ConfigError(f"shard {shard} of {shards} with {processes} processes: wants 0 <= shard < shards, processes >= 1")
+    if not 0 <= call < calls:
+        raise ConfigError(f"--shard {shard} of --shards {shards}: wants 0 <= shard < shards")
     here = environment()
     first = (call * here.world_size + here.rank) * processes
     return calls * here.world_size * processes, [first + number for number in range(processes)]

@@ -282,7 +282,8 @@ def _open_detector(plan: ExtractionPlan, shard: int) -> Detector:
     try:
         return detector.with_selection(**plan.selection).to(device)
     except ValidationError as error:
-        raise ConfigError(f"selection {plan.selection}: {error}") from error
+        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'selection'}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"selection {plan.selection}: {problems}") from error
 
 
 def _refuse_other_runs(out: Path, shards: int) -> None:

@@ -241,7 +241,7 @@ def _identity(source: PublishedRegions, regions: Regions, detector: str | None) 
         "feature_width": regions.features_RF.shape[1],
         "kept_classes": kept,
     }
-    if options.nominal_canvas:
+    if options.nominal_canvas and not source.has_sizes:
         identity["image_size"] = f"where it is not known, {CANVAS}x{CANVAS} stands for it"
     names: _Names = (options.class_names, options.attribute_names)
     if isinstance(source, BottomUpHdf5):

@@ -21,7 +21,8 @@ class Regions:
         width, height: the image's size in pixels, as stored on disk.
         boxes_R4: float32 `x1, y1, x2, y2` in pixels of the image on disk.
         features_RF: float16 pooled vector of each region.
-        class_ids_RK: uint16, the most probable classes, best first; 0 is background.
+        class_ids_RK: uint16, the most probable classes, best first; 0 is background. A detector that keeps a region as several
+            classes puts the one it was kept as first.
         class_probabilities_RK: float16, their probabilities (the rest of the mass is not kept).
         attribute_ids_R: uint16, the most probable attribute; 0 is "none".
         attribute_probabilities_R: float16.

@@ -133,7 +133,7 @@ def test_one_damaged_record_is_named_and_the_others_are_read(tmp_path: Path) -> 
     finish_store(tmp_path)
     flip_a_byte(tmp_path / "shard-00000/data.mdb", written["0/3.jpg"].features_RF.tobytes())
     store = RegionStore(tmp_path)
-    message = rf"^{re.escape(str(tmp_path))}: image '0/3\.jpg': the checksum .*Extract this image again\.$"
+    message = rf"^{re.escape(str(tmp_path))}: image '0/3\.jpg': the checksum .*Remove the shard's folder and"
     for _ in range(2):  # a record that was refused once is not taken for a verified one
         with pytest.raises(DamagedRecordError, match=message):
             store.get("0/3.jpg")
@@ -255,7 +255,7 @@ def test_a_page_that_lmdb_refuses_is_damage_of_the_images_on_it(tmp_path: Path, 
     finish_store(tmp_path)
     store = RegionStore(tmp_path)
     monkeypatch.setattr(store, "_open", lambda: [Corrupted()])
-    with pytest.raises(DamagedRecordError, match=r"image '0/1\.jpg': a page of no kind. Extract this store again"):
+    with pytest.raises(DamagedRecordError, match=r"image '0/1\.jpg': a page of no kind. Remove the shard's folder"):
         store.get("0/1.jpg")
 
 
@@ -277,7 +277,7 @@ def test_a_lost_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path, shard=1)
     finish_store(tmp_path)
     shutil.rmtree(tmp_path / "shard-00001")
-    with pytest.raises(StoreError, match=r"shard-00001: cannot be opened .* Extract this shard again"):
+    with pytest.raises(StoreError, match=r"shard-00001: cannot be opened .* Remove the shard's folder"):
         RegionStore(tmp_path).get("1/0.jpg")
 
 
@@ -423,7 +423,10 @@ def test_a_damaged_key_is_an_error_that_names_the_store(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000/data.mdb"
     content = path.read_bytes().replace(b"0/3.jpg", b"0/\xff.jpg")
     path.write_bytes(content)
-    with pytest.raises(DamagedRecordError, match=rf"^{re.escape(str(tmp_path))}: a key is damaged .*Extract this store again"):
+    with pytest.raises(
+        DamagedRecordError,
+        match=rf"^{re.escape(str(tmp_path))}: a key is damaged .*Remove the shard's folder",
+    ):
         list(RegionStore(tmp_path).keys())
 
 

@@ -54,7 +54,7 @@ def test_one_flipped_byte_in_the_store_costs_one_image(inputs: Path) -> None:
     paths = [f"data.corpora.{name}.regions={store}" for name in ("pairs", "images")]
     code, output = call(config, *paths)
     assert code == 0, output
-    assert f"{store}: image '0000.jpg'" in output and "checksum" in output and "Extract this image again" in output
+    assert f"{store}: image '0000.jpg'" in output and "checksum" in output and "Remove the shard's folder" in output
     assert "0001.jpg" not in output
     assert len(small_run.metrics(inputs / "flip")) == 16
 

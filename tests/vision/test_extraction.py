@@ -140,7 +140,7 @@ def test_another_detector_or_a_wrong_setting_is_refused(world: ExtractionPlan) -
         extract_features(with_changes(world, selection={"min_boxes": 30}))
     with pytest.raises(ConfigError, match="both or neither"):
         extract_features(with_changes(world, shards=2))
-    with pytest.raises(ConfigError, match="shard 2 of 2"):
+    with pytest.raises(ConfigError, match="--shard 2 of --shards 2"):
         extract_features(with_changes(world, shards=2, shard=2))
 
 

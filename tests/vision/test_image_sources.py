@@ -172,3 +172,16 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         keys(tmp_path)
     with pytest.raises(DataError, match="is no tar; several sources at once"):
         keys([tmp_path, tmp_path / "texts.tar"])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (item,) = find_images(tmp_path)
+    with pytest.raises(OSError, match="no regular file"):
+        item.open()
+
+
+def test_one_image_is_no_list(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg: is one image; name the folder"):
+        keys(tmp_path / "a.jpg")

@@ -13,9 +13,11 @@ from torchvision.models import detection
 
 from tests.vision.conftest import picture
 from unimo_ds.errors import CheckpointError, ConfigError
+from unimo_ds.vision.detector import Found
 from unimo_ds.vision.detector_config import DetectorConfig, SelectionConfig
 from unimo_ds.vision.detector_file import load_detector, save_detector
 from unimo_ds.vision.faster_rcnn import BottomUpDetector
+from unimo_ds.vision.preprocessing import Frame
 from unimo_ds.vision.torchvision_detector import TorchvisionDetector
 
 State = dict[str, Tensor]
@@ -78,6 +80,8 @@ def test_a_hugging_face_folder_brings_its_names_and_settings(detectron2: State, 
     assert (selection.rule, selection.nms_iou, selection.min_boxes, selection.max_boxes) == ("retry", (0.4, 0.7), 3, 7)
     regions = detector.detect([picture(1)[0]])[0]
     assert 1 <= len(regions) <= 7 and regions.features_RF.shape[1] == 32
+    other = load_detector(tmp_path, "airsplay").identity()  # the folder's settings are not another's conventions
+    assert (other["conventions"], other["short_side"], other["min_boxes"], len(other["nms_iou"])) == ("airsplay", 600, 36, 7)
 
 
 def test_rows_are_turned_so_that_the_background_is_first(detectron2: State, tmp_path: Path) -> None:
@@ -134,6 +138,7 @@ def test_torchvisions_are_told_by_name_or_tensors(tmp_path: Path) -> None:
     torch.save(state, named)
     detector = load_detector(named)
     assert isinstance(detector, TorchvisionDetector) and detector.identity()["short_side"] == 320
+    assert detector.identity()["norm_epsilon"] == 1e-5
     assert detector.class_names[:2] == ("person", "bicycle") and len(detector.class_names) == 90
     unnamed = named.rename(tmp_path / "mine.pth")
     with pytest.raises(ConfigError, match="say it with --conventions"):
@@ -214,6 +219,23 @@ def test_a_cut_file_an_empty_folder_and_a_bad_setting_are_named(detectron2: Stat
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
         load_detector(tmp_path / "list.pth")
+
+
+def test_a_region_is_stored_as_the_class_it_was_kept_as() -> None:
+    """One proposal may be kept as several classes; the others follow, best first."""
+    probabilities_RN = torch.tensor([[0.1, 0.5, 0.4, 0.0], [0.1, 0.5, 0.4, 0.0], [0.6, 0.1, 0.3, 0.0]])
+    kept = torch.tensor([1, 2, 2])
+    found = Found(torch.ones(3, 4), torch.zeros(3), kept, torch.ones(3), torch.ones(3, 2), probabilities_RN, torch.ones(3, 1))
+    regions = found.regions(Frame(9, 9, 9, 9, 1.0, 1.0), 3)
+    assert regions.class_ids_RK.tolist() == [[1, 2, 0], [2, 1, 0], [0, 2, 1]]
+    assert regions.class_probabilities_RK[1].tolist() == pytest.approx([0.4, 0.5, 0.1], abs=1e-3)
+
+
+def test_numbers_that_are_not_finite_are_refused(tiny: BottomUpDetector) -> None:
+    with torch.no_grad():
+        tiny.roi_heads.box_predictor.cls_score.weight.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="not finite"):
+        tiny.detect([picture(1)[0]])
 
 
 def test_our_own_files_have_conventions_of_their_own(tiny: BottomUpDetector, tmp_path: Path) -> None:

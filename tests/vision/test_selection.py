@@ -55,7 +55,7 @@ def test_equal_scores_keep_their_order() -> None:
 
 @pytest.mark.parametrize("rule", ["fill", "retry", "retry_every_class", "any_class"])
 def test_no_proposals_give_no_regions(rule: str) -> None:
-    assert select(APART[:0], CLASSES[:0], SCORES[:0], rule=rule) == []
+    assert select(APART[:0], CLASSES[:0], SCORES[:0], rule=rule, min_boxes=1) == []
 
 
 def overlapping(*shifts: float) -> Tensor:
@@ -132,3 +132,5 @@ def test_several_limits_go_with_retry_only() -> None:
         SelectionConfig(nms_iou=(0.3, 0.5))
     with pytest.raises(ValueError, match=r"nms_iou 1\.5"):
         SelectionConfig(nms_iou=(1.5,))
+    with pytest.raises(ValueError, match=r"min_boxes 10: .* cannot fill up"):
+        SelectionConfig(rule="retry_every_class", min_boxes=10)

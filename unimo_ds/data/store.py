@@ -52,6 +52,9 @@ COMMIT_EVERY = 256
 _REMEMBERED = 1 << 17  # keys whose records a reader knows to be whole: about 20 MB
 LONGEST_KEY = 511  # bytes; LMDB's limit
 _MANIFEST, _NAMES = "manifest.json", "names.json"
+REMOVE_SHARD = "Remove the shard's folder and run the extraction again."
+REMOVE_FILE = "Remove this file and run the extraction again."
+"""What to do of damage: what is there is not extracted again."""
 
 
 def _padded(count: int) -> int:
@@ -132,7 +135,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); a regions store needs it") from error
+        raise StoreError(f"{path}: cannot be read ({error}); a regions store needs it. {REMOVE_FILE}") from error
     if not isinstance(loaded, dict):
         raise StoreError(f"{path}: holds {type(loaded).__name__}, expected a JSON object")
     return loaded
@@ -141,7 +144,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _detector_in(content: dict[str, Any], path: Path) -> dict[str, Any]:
     detector = content.get("detector")
     if not isinstance(detector, dict):
-        raise StoreError(f"{path}: has no `detector`, the identity of what made the regions. Extract this store again.")
+        raise StoreError(f"{path}: has no `detector`, the identity of what made the regions. {REMOVE_FILE}")
     return detector
 
 
@@ -372,7 +375,7 @@ def _names_in(folder: Path, shard: int) -> Iterator[tuple[bytes, int]]:
             for name in transaction.cursor().iternext(values=False):
                 yield bytes(name), shard
     except lmdb.Error as error:
-        raise StoreError(f"{path}: cannot be read ({error}). Extract this shard again.") from error
+        raise StoreError(f"{path}: cannot be read ({error}). {REMOVE_SHARD}") from error
 
 
 @contextmanager
@@ -445,7 +448,7 @@ def _environment(shard: Path) -> Any:
             # With readahead: a record is some fifty pages in a row, and without it each is a read of its own from a cold disk.
             _environments[key] = lmdb.open(str(shard), readonly=True, lock=False, readahead=True, max_spare_txns=4)
     except (OSError, lmdb.Error) as error:
-        raise StoreError(f"{shard}: cannot be opened ({error}). Extract this shard again.") from error
+        raise StoreError(f"{shard}: cannot be opened ({error}). {REMOVE_SHARD}") from error
     return _environments[key]
 
 
@@ -477,7 +480,7 @@ class RegionStore:
             raise StoreError(f"{path}: version {self.manifest.get('version')!r}, this program reads {_VERSION}")
         self.detector = _detector_in(self.manifest, path)
         if not all(key in self.manifest for key in ("records", "shards")):
-            raise StoreError(f"{path}: has no `records` or no `shards`: it is damaged. Extract this store again.")
+            raise StoreError(f"{path}: has no `records` or no `shards`: it is damaged. {REMOVE_FILE}")
         self.class_names, self.attribute_names = self._names()
         self._places = {shard["shard"]: place for place, shard in enumerate(self.manifest["shards"])}
         self._hashed_over = [division for division in self.manifest.get("hashed_over", ()) if len(self._places) > 1]
@@ -542,7 +545,7 @@ class RegionStore:
                 if (value := transaction.get(name)) is not None:
                     return memoryview(value)
         except lmdb.Error as error:  # a damaged page of the shard, not of the record alone
-            raise DamagedRecordError(f"{self.folder}: image {key!r}: {error}. Extract this store again.") from error
+            raise DamagedRecordError(f"{self.folder}: image {key!r}: {error}. {REMOVE_SHARD}") from error
         raise KeyError(key)
 
     def __contains__(self, key: str) -> bool:
@@ -563,7 +566,7 @@ class RegionStore:
                 for key in transaction.cursor().iternext(values=False):
                     yield bytes(key).decode()
             except (lmdb.Error, UnicodeDecodeError) as error:
-                raise DamagedRecordError(f"{self.folder}: a key is damaged ({error}). Extract this store again.") from error
+                raise DamagedRecordError(f"{self.folder}: a key is damaged ({error}). {REMOVE_SHARD}") from error
 
     def get(self, key: str) -> Regions:
         """The regions of image `key`, as read-only views into the memory map.
@@ -576,7 +579,7 @@ class RegionStore:
         try:
             regions = decode_regions(value, check=key not in self._verified)
         except DamagedRecordError as error:
-            raise DamagedRecordError(f"{self.folder}: image {key!r}: {error}. Extract this image again.") from error
+            raise DamagedRecordError(f"{self.folder}: image {key!r}: {error}. {REMOVE_SHARD}") from error
         if len(self._verified) >= _REMEMBERED:
             self._verified.clear()
         self._verified.add(key)

@@ -65,6 +65,23 @@ class Report:
     worst: tuple[str, ...]
 
 
+def check_reference(golden: Path, layout: str | None = None) -> None:
+    """That there is something to compare with, before hours are spent on the store.
+
+    Raises:
+        StoreError: it is a store that is not finished.
+        DataError: no such file, or of no known layout.
+    """
+    if _is_store(golden):
+        RegionStore(golden)
+    else:
+        open_layout(golden, layout)
+
+
+def _is_store(golden: Path) -> bool:
+    return any(golden.glob("shard-*")) or (golden / "manifest.json").exists()
+
+
 def verify(
     store: Path,
     golden: Path,
@@ -93,7 +110,7 @@ def verify(
     first: list[Example] = []
     differing: list[Example] = []
     finder = KeyFinder(ours)
-    theirs = RegionStore(golden) if any(Path(golden).glob("shard-*")) or (Path(golden) / "manifest.json").exists() else None
+    theirs = RegionStore(golden) if _is_store(Path(golden)) else None
     # Boxes are compared relative to their image, so that a file without sizes can be compared as well.
     options = ReadOptions(nominal_canvas=True, class_names=ours.class_names, attribute_names=ours.attribute_names)
     stream = _stored(theirs) if theirs is not None else open_layout(Path(golden), layout, options).read(damages.append)

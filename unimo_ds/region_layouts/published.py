@@ -48,7 +48,7 @@ class PublishedRegions(ABC):
         source: what the identity of a store calls it: layouts that differ in order alone share it.
         detector: what usually made such files.
         repeats: whether one image's regions come again in several rows, as files of captions have it.
-        has_attributes: whether images have attributes; known once one was read.
+        has_attributes, has_sizes: whether images have attributes, and their sizes; known once one was read.
     """
 
     layout: ClassVar[str]
@@ -62,7 +62,7 @@ class PublishedRegions(ABC):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path, self.options = Path(path), options
-        self.has_attributes = False
+        self.has_attributes = self.has_sizes = False
 
     @property
     @abstractmethod
@@ -106,7 +106,7 @@ class PublishedRegions(ABC):
                 try:
                     row = entry.decode()
                     regions = checked_regions(row, key, entry.key, self.options)
-                    self.has_attributes = row.attribute_ids_R is not None
+                    self.has_attributes, self.has_sizes = row.attribute_ids_R is not None, row.size is not None
                 except _OF_CONTENT as error:
                     reason = str(error) if isinstance(error, RowError) else f"{type(error).__name__}: {error}"
                     damage = Damage(key, entry.where, reason)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from unimo_ds.data.store import (
+    REMOVE_SHARD,
     RegionStore,
     RegionStoreWriter,
     decode_regions,
@@ -141,7 +142,7 @@ def _read_keys(stores: Sequence[StoreFolder], show_progress: bool) -> list[_Sour
             for shard in store.shards:
                 hashes = found[shard]
                 if isinstance(hashes, ShardFailure):
-                    raise StoreError(f"{shard}: cannot be read ({hashes.reason}). Extract this shard again.")
+                    raise StoreError(f"{shard}: cannot be read ({hashes.reason}). {REMOVE_SHARD}")
                 sources.append(_Source(store, shard, hashes))
     return sources
 
@@ -230,7 +231,7 @@ def _decode(source: _Source, key: bytes, value: memoryview) -> Regions:
         return decode_regions(value)
     except DamagedRecordError as error:
         name = key.decode(errors="backslashreplace")
-        raise DamagedRecordError(f"{source.shard}: image {name!r}: {error}. Extract this image again.") from error
+        raise DamagedRecordError(f"{source.shard}: image {name!r}: {error}. {REMOVE_SHARD}") from error
 
 
 def _copy(out: Path, sources: Sequence[_Source], first: dict[bytes, int], shards: int, progress: Progress) -> int:

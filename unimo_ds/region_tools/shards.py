@@ -19,6 +19,7 @@ from typing import Any
 
 import lmdb
 
+from unimo_ds.data.store import REMOVE_FILE
 from unimo_ds.errors import StoreError
 from unimo_ds.progress import Progress
 
@@ -108,7 +109,7 @@ def _read_json(path: Path, expected: Sequence[str] = ()) -> dict[str, Any] | Non
     if not isinstance(content, dict):
         raise StoreError(f"{path}: holds {type(content).__name__}, expected a JSON object")
     if absent := [key for key in expected if key not in content]:
-        raise StoreError(f"{path}: has no `{'`, no `'.join(absent)}`: it is damaged. Extract this store again.")
+        raise StoreError(f"{path}: has no `{'`, no `'.join(absent)}`: it is damaged. {REMOVE_FILE}")
     return content
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from unimo_ds.data.store import decode_regions, describe_difference
+from unimo_ds.data.store import REMOVE_SHARD, decode_regions, describe_difference
 from unimo_ds.errors import DamagedRecordError
 from unimo_ds.progress import Progress, format_duration
 from unimo_ds.region_tools.shards import Advance, ShardFailure, StoreFolder, open_folder, open_shard, read_shards
@@ -109,7 +109,14 @@ def verify_store(folder: Path, processes: int = 1, show_progress: bool = True) -
     with Progress("verifying", store.records, "images", show_progress) as progress:
         for shard, reading in read_shards(_read_shard, store.shards, store.detector, processes, progress):
             if isinstance(reading, ShardFailure):
-                faults.append(Fault(shard.name, "", "shard cannot be read", f"{reading.reason}. Extract this shard again."))
+                faults.append(
+                    Fault(
+                        shard.name,
+                        "",
+                        "shard cannot be read",
+                        f"{reading.reason}. {REMOVE_SHARD}",
+                    )
+                )
                 counts["shard cannot be read"] += 1
                 continue
             readings[shard.name] = reading
@@ -223,7 +230,7 @@ def _read_shard(shard: Path, detector: dict[str, Any], advance: Advance) -> _Sha
             if expected != len(hashes):
                 note(Fault(shard.name, "", "page is damaged", f"{len(hashes):,} records can be reached of {expected:,}"))
         except lmdb.Error as error:
-            detail = f"{error}; {len(hashes):,} records were read before it. Extract this shard again."
+            detail = f"{error}; {len(hashes):,} records were read before it. {REMOVE_SHARD}"
             note(Fault(shard.name, "", "page is damaged", detail))
     return _ShardReading(len(hashes), regions, size, np.array(hashes, np.uint64), faults, counts)
 
@@ -241,7 +248,7 @@ def _read_record(key: bytes, value: memoryview, detector: dict[str, Any]) -> tup
     try:
         regions = decode_regions(value)
     except DamagedRecordError as error:
-        return 0, [("record is damaged", f"{error}. Extract this image again.")]
+        return 0, [("record is damaged", f"{error}. {REMOVE_SHARD}")]
     return len(regions), check_regions(regions, detector)
 
 
@@ -262,7 +269,8 @@ def check_regions(regions: Regions, detector: dict[str, Any]) -> list[tuple[str,
     if len(not_finite):
         found.append(("features", f"{_regions(not_finite)}: infinite or not a number"))
     found += _label_faults("class", regions.class_ids_RK, regions.class_probabilities_RK, detector.get("classes"))
-    rising = _rows(np.diff(regions.class_probabilities_RK.astype(np.float32), axis=1) > 0)
+    kept_first = detector.get("rule") == "retry_every_class"  # before the most probable ones stands the class it was kept as
+    rising = _rows(np.diff(regions.class_probabilities_RK[:, kept_first:].astype(np.float32), axis=1) > 0)
     if len(rising):
         found.append(("probabilities", f"{_regions(rising)}: class probabilities are not sorted, best first"))
     attributes = regions.attribute_ids_R[:, None], regions.attribute_probabilities_R[:, None]

@@ -1,6 +1,6 @@
 """What each published detector computes beside its weights: one named set of settings per source.
 
-The sources are, with the file that each setting was read in, described in docs/detectors.md: Hugging Face's
+docs/detectors.md has them side by side, and what of them is not confirmed. The sources are Hugging Face's
 `unc-nlp/frcnn-vg-finetuned` (the pure-PyTorch port of LXMERT's demo), airsplay/py-bottom-up-attention (a fork of
 detectron2), and MILVLG/bottom-up-attention.pytorch (its `caffe` mode, which follows the original). Their plain bugs
 (colour order, an image's boxes reused for the next one, padding seen as image) are not among the settings.

@@ -46,9 +46,20 @@ class Found:
         return self.attribute_probabilities_RA.argmax(dim=1)
 
     def regions(self, frame: Frame, kept_classes: int) -> Regions:
-        """As it is stored: fp16, and the `kept_classes` most probable classes."""
-        scores_RK, ids_RK = self.class_probabilities_RN.topk(kept_classes, dim=1)
+        """As it is stored: fp16, and the `kept_classes` most probable classes; first the one that a region was kept as, if that
+        is not its most probable one.
+
+        Raises:
+            RuntimeError: a number is not finite in fp16: wrong weights, or features that overflow.
+        """
+        probabilities_RN = self.class_probabilities_RN
+        otherwise_R = probabilities_RN[:, 1:].argmax(dim=1) + 1 != self.classes_R
+        ranked_RN = probabilities_RN.scatter_add(1, self.classes_R[:, None], 2 * otherwise_R[:, None].to(probabilities_RN))
+        ids_RK = ranked_RN.topk(kept_classes, dim=1).indices
+        scores_RK = probabilities_RN.gather(1, ids_RK)
         boxes_R4 = clip_boxes_to_image(self.boxes_R4, (frame.height, frame.width))
+        if not all(torch.isfinite(values).all() for values in (boxes_R4, self.features_RF.half(), scores_RK)):
+            raise RuntimeError("it computed numbers that are not finite: are its weights whole?")
         return Regions(
             width=frame.width,
             height=frame.height,

@@ -54,6 +54,10 @@ class SelectionConfig(_Settings):
         wrong = [limit for limit in self.nms_iou if not 0 <= limit <= 1]
         if wrong:
             raise ValueError(f"nms_iou {wrong[0]}: an overlap is between 0 and 1")
+        if self.rule == "retry_every_class" and len(self.nms_iou) == 1 and self.min_boxes > 1:
+            raise ValueError(
+                f"min_boxes {self.min_boxes}: rule {self.rule!r} keeps what is above the threshold and cannot fill up"
+            )
         if len(self.nms_iou) > 1 and not self.rule.startswith("retry"):
             raise ValueError(f"nms_iou {self.nms_iou}: rule {self.rule!r} takes one limit, only retry tries several")
         return self

@@ -4,9 +4,11 @@ An image is a key, which names its regions in a store, and a place that its byte
 the folder, the name in the list, or the member's name in its tar: with `/` and extension, as captions refer to it.
 """
 
+import errno
 import glob
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -44,10 +46,19 @@ class Item(NamedTuple):
             OSError: the file is missing, or may not be read.
         """
         if self.size < 0:
-            return open(self.path, "rb")
-        with open(self.path, "rb") as file:
+            return _open_regular(self.path)
+        with _open_regular(self.path) as file:
             file.seek(self.offset)
             return io.BytesIO(file.read(self.size))
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """A file, and not a pipe or a device, whose reader could wait for ever."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "no regular file")
+    return file
 
 
 def find_images(source: Path | Sequence[Path], root: Path | None = None) -> Iterator[Item]:
@@ -120,6 +131,8 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _in_list(path: Path, root: Path | None) -> Iterator[Item]:
+    if path.suffix.lower() in SUFFIXES:
+        raise DataError(f"{path}: is one image; name the folder that it is in, or a JSON list")
     if root is None:
         raise DataError(f"{path}: a list of images needs --images-root, the folder its names are relative to")
     content = read_json(path)

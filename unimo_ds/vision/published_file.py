@@ -51,7 +51,8 @@ def load_published(
             return TorchvisionDetector(_architecture(weights, state, conventions), state, class_names)
         if attribute_names is None:
             attribute_names = _names_beside(folder / _ATTRIBUTES)
-        changes = _read_settings(folder / "config.yaml") if path.is_dir() else {}
+        own = path.is_dir() and conventions in (None, "huggingface")  # its settings are not other conventions'
+        changes = _read_settings(folder / "config.yaml") if own else {}
         if conventions is None and weights.suffix == ".pkl":
             conventions = "airsplay"
         return detector_from_state(state, conventions, class_names, attribute_names, **changes)

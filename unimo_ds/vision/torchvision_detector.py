@@ -89,6 +89,7 @@ class TorchvisionDetector(Detector):
             "feature_width": self.feature_width,
             "short_side": transform.min_size[-1],
             "long_side": transform.max_size,
+            "norm_epsilon": next(module.eps for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)),
         }
 
     @torch.inference_mode()
