@@ -12,6 +12,9 @@ from tests.life import small_run
 
 pytestmark = pytest.mark.life
 STEPS = 40
+SEED = 2
+"""Of the runs without dropout, which are compared to rounding. At a seed where a pooled number lies within rounding of zero,
+its ReLU has a gradient on one side and none on the other, and the curves part by that: no fault, but nothing to compare."""
 
 
 def kill_at_a_random_moment(config: Path, folder: Path, world: int, seed: int) -> None:
@@ -34,6 +37,11 @@ def kill_at_a_random_moment(config: Path, folder: Path, world: int, seed: int) -
     assert not (folder / "DONE").exists()
 
 
+def without_dropout(config: Path) -> None:
+    text = config.read_text().replace("size: tiny", "size: tiny\n  dropout: 0.0\n  attention_dropout: 0.0")
+    config.write_text(f"seed: {SEED}\n{text}")
+
+
 def assert_every_sample_once(folder: Path) -> None:
     """Each corpus's draws 0, 1, 2 .. stand in the log exactly once, in the step they belong to."""
     steps = small_run.samples(folder)
@@ -48,9 +56,11 @@ def assert_every_sample_once(folder: Path) -> None:
 def uninterrupted(inputs: Path) -> dict[str, Path]:
     """One run with dropout and one without, to the end, on two ranks."""
     folders = {}
-    for name, dropout in (("with_dropout", 0.1), ("without_dropout", 0.0)):
+    for name in ("with_dropout", "without_dropout"):
         config = small_run.write_config(inputs, f"whole_{name}", candidates=True, steps=STEPS)
-        small_run.run(config, 2, f"model.dropout={dropout}", f"model.attention_dropout={dropout}")
+        if name == "without_dropout":
+            without_dropout(config)
+        small_run.run(config, 2)
         folders[name] = inputs / f"whole_{name}"
     return folders
 
@@ -69,8 +79,7 @@ def test_another_number_of_ranks_gives_the_same_curve(
 ) -> None:
     name = f"killed_{before}_{after}"
     config = small_run.write_config(inputs, name, candidates=True, steps=STEPS)
-    text = config.read_text().replace("size: tiny", "size: tiny\n  dropout: 0.0\n  attention_dropout: 0.0")
-    config.write_text(text)
+    without_dropout(config)
     kill_at_a_random_moment(config, inputs / name, before, seed=10 * before + after)
     small_run.run(config, after)
     resumed, whole = small_run.losses(inputs / name), small_run.losses(uninterrupted["without_dropout"])
@@ -84,7 +93,7 @@ def test_another_zero_stage_gives_the_same_curve(inputs: Path, uninterrupted: di
     config = small_run.write_config(
         inputs, "stage", candidates=True, steps=STEPS, deepspeed=str(small_run.ROOT / "ds_configs/zero1.json")
     )
-    config.write_text(config.read_text().replace("size: tiny", "size: tiny\n  dropout: 0.0\n  attention_dropout: 0.0"))
+    without_dropout(config)
     kill_at_a_random_moment(config, inputs / "stage", 1, seed=3)
     small_run.run(config, 1, f"training.deepspeed={small_run.ROOT / 'ds_configs/zero3.json'}")
     for ours, theirs in zip(
