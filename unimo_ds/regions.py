@@ -41,6 +41,14 @@ class Regions:
         return len(self.boxes_R4)
 
 
+def best_objects(regions: Regions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The most probable class that is not the background, and its probability, of each region: int64 [R], float64 [R]."""
+    is_object_RK = regions.class_ids_RK != BACKGROUND
+    first_R = is_object_RK.argmax(axis=1)
+    rows = np.arange(len(regions))
+    return regions.class_ids_RK[rows, first_R].astype(np.int64), regions.class_probabilities_RK[rows, first_R].astype(float)
+
+
 def location_features(boxes_R4: npt.NDArray[np.floating], width: int, height: int) -> Array:
     """`[x1/W, y1/H, x2/W, y2/H, (y2-y1)*(x2-x1)/(W*H)]` of each box, float32 [R, 5] (unimo-spec, 1.5; to the last bit)."""
     boxes_R4 = np.asarray(boxes_R4, dtype=np.float32)

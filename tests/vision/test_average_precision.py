@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from unimo_ds.errors import DataError
-from unimo_ds.regions import Regions
-from unimo_ds.vision.average_precision import average_precision, best_objects, box_overlaps, match, measure_quality
+from unimo_ds.regions import Regions, best_objects
+from unimo_ds.vision.average_precision import average_precision, box_overlaps, match, measure_quality
 from unimo_ds.vision.coco import Objects, read_annotations
 
 

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from tests.vision.conftest import picture, tiny_config
-from unimo_ds.regions import Regions
-from unimo_ds.vision.average_precision import best_objects
+from unimo_ds.regions import Regions, best_objects
 from unimo_ds.vision.detector import weights_sha256
 from unimo_ds.vision.detector_config import DetectorConfig
 from unimo_ds.vision.drawing import describe_region, draw_regions

@@ -1,13 +1,13 @@
 """The pictures of a report: thumbnails, and pictures with their regions drawn, encoded into the page."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from unimo_ds.data.store import RegionStore
 from unimo_ds.regions import BACKGROUND, Regions
-from unimo_ds.vision.drawing import draw_regions
+from unimo_ds.vision.drawing import draw_regions, resize_regions
 from unimo_ds.vision.pictures import Picture, encode, fit, open_picture
 
 _DRAWN_REGIONS = 8
@@ -92,9 +92,7 @@ class Gallery:
             return encode(key, image), "not in the regions store"
         regions = self._store.get(key)
         drawn = _surest(regions)
-        across, down = image.width / regions.width, image.height / regions.height
-        boxes_R4 = (drawn.boxes_R4 * [across, down, across, down]).astype("f4")
-        placed = replace(drawn, width=image.width, height=image.height, boxes_R4=boxes_R4)
+        placed = resize_regions(drawn, image.width, image.height)
         names = self._store.class_names, self._store.attribute_names
         note = f"{len(drawn)} of {len(regions)} regions drawn"
         return encode(key, draw_regions(image, placed, *names, most=len(drawn))), note

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unimo_ds.regions import BACKGROUND, Regions
+from unimo_ds.regions import Regions, best_objects
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -159,17 +159,9 @@ def _classes(ours: Regions, theirs: Regions, pairs: Pairs) -> Labels | None:
     """The most probable class besides the background of each pair."""
     if not (ours.class_ids_RK.shape[1] and theirs.class_ids_RK.shape[1]):
         return None
-    (ours_M, ours_p), (theirs_M, theirs_p) = (
-        _best(side.class_ids_RK[rows], side.class_probabilities_RK[rows])
-        for side, rows in zip((ours, theirs), pairs, strict=True)
-    )
-    return Labels(ours_M, theirs_M, float(np.abs(ours_p - theirs_p).mean()) if len(ours_p) else 0.0)
-
-
-def _best(ids_MK: npt.NDArray[np.uint16], probabilities_MK: npt.NDArray[np.float16]) -> tuple[Ints, Floats]:
-    rank_M1 = (ids_MK != BACKGROUND).argmax(axis=1)[:, None]
-    ids_M = np.take_along_axis(ids_MK, rank_M1, axis=1)[:, 0]
-    return ids_M.astype(np.int64), np.take_along_axis(probabilities_MK, rank_M1, axis=1)[:, 0].astype(np.float64)
+    (ours_R, ours_scores_R), (theirs_P, theirs_scores_P) = best_objects(ours), best_objects(theirs)
+    off_M = np.abs(ours_scores_R[pairs[0]] - theirs_scores_P[pairs[1]])
+    return Labels(ours_R[pairs[0]], theirs_P[pairs[1]], float(off_M.mean()) if len(off_M) else 0.0)
 
 
 def _attributes(ours: Regions, theirs: Regions, pairs: Pairs) -> Labels | None:

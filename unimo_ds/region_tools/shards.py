@@ -19,7 +19,7 @@ from typing import Any
 
 import lmdb
 
-from unimo_ds.data.store import REMOVE_FILE
+from unimo_ds.data.store import REMOVE_FILE, shard_name
 from unimo_ds.errors import StoreError
 from unimo_ds.progress import Progress
 
@@ -63,7 +63,7 @@ class StoreFolder:
     def promised(self) -> dict[str, int]:
         """Number of records of each shard according to the manifest."""
         listed = (self.manifest or {}).get("shards", [])
-        return {f"shard-{entry['shard']:05}": int(entry["records"]) for entry in listed}
+        return {shard_name(entry["shard"]): int(entry["records"]) for entry in listed}
 
     @property
     def records(self) -> int | None:

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import ConfigError, DataError, UnimoError
 from unimo_ds.region_tools.page import PageImage, render_page
-from unimo_ds.region_tools.shards import open_folder
 from unimo_ds.regions import Regions
 from unimo_ds.vision.drawing import draw_regions, font_for, resize_regions
 from unimo_ds.vision.pictures import Picture, fit, open_picture
@@ -75,23 +74,20 @@ def show_regions(
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".html"):
         raise ConfigError(f"--out {path}: ends with {path.suffix!r}; expected .png or .jpg for a picture, .html for a page")
     opened = [_open(store, name, images) for name in chosen]
-    names = open_folder(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".html":
             shown = [PageImage(image.key, _first(image.regions, most), image.picture, image.problem) for image in opened]
-            path.write_text(render_page(store.folder, shown, names.class_names, names.attribute_names), encoding="utf-8")
+            path.write_text(render_page(store.folder, shown, store.class_names, store.attribute_names), encoding="utf-8")
         else:
-            labels = names.class_names, names.attribute_names, most or _MOST_DRAWN
+            labels = store.class_names, store.attribute_names, most or _MOST_DRAWN
             drawn = _draw(opened[0], _drawn_side(opened[0]), *labels) if key is not None else _sheet(opened, *labels)
             drawn.save(path)
     except OSError as error:
         raise UnimoError(f"{path}: cannot be written: {error.strerror}") from error
-    lines = [
-        f"{image.key}: {len(image.regions)} regions, {image.regions.width}x{image.regions.height} pixels" for image in opened
-    ]
+    lines = [f"{image.key}: {_size(image)}" for image in opened]
     notes = [f"{image.key}: {image.problem}" for image in opened if image.problem and images is not None]
-    unnamed = [] if names.class_names else [f"{folder}: no names.json: numbers stand for the names of classes"]
+    unnamed = [] if store.class_names else [f"{folder}: no names.json: numbers stand for the names of classes"]
     return Shown(path, "\n".join([*lines, *notes, *unnamed, f"{path}: written"]))
 
 

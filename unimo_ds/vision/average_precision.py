@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unimo_ds.regions import BACKGROUND, Regions
+from unimo_ds.regions import Regions, best_objects
 from unimo_ds.vision.coco import Objects
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -24,14 +24,6 @@ class Quality:
     ap50: float
     ap: float
     attribute_accuracy: float
-
-
-def best_objects(regions: Regions) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The most probable class that is not the background, and its probability, of each region: int64 [R], float64 [R]."""
-    is_object_RK = regions.class_ids_RK != BACKGROUND
-    first_R = is_object_RK.argmax(axis=1)
-    rows = np.arange(len(regions))
-    return regions.class_ids_RK[rows, first_R].astype(np.int64), regions.class_probabilities_RK[rows, first_R].astype(float)
 
 
 def box_overlaps(boxes_R4: npt.NDArray[np.floating], others_n4: npt.NDArray[np.floating]) -> Floats:

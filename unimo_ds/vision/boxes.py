@@ -69,6 +69,8 @@ class BoxRules:
 
 
 EDGES, PIXELS = BoxRules(0), BoxRules(1)
+BOX_RULES = {"edges": EDGES, "pixels": PIXELS}
+"""By `DetectorConfig.box_sides`."""
 
 
 def _just_below(limit: float) -> float:

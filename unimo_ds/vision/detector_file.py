@@ -66,11 +66,11 @@ def load_detector(
     """
     path = _find(name_or_path)
     if path.suffix == ".safetensors":
-        state, metadata = read_safetensors(path)
+        _, metadata = read_safetensors(path, tensors=False)
         if _KEY in metadata:
             if conventions or class_names or attribute_names:
                 raise ConfigError(f"{path}: has conventions and names of its own; they are given for published weights only")
-            return _build(path, metadata[_KEY], state)
+            return _build(path, metadata[_KEY], read_safetensors(path)[0])
     return load_published(path, conventions, *(read_names(file) if file else None for file in (class_names, attribute_names)))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from unimo_ds.regions import Regions
-from unimo_ds.vision.boxes import EDGES, PIXELS
+from unimo_ds.vision.boxes import BOX_RULES
 from unimo_ds.vision.detector import Detector, Found
 from unimo_ds.vision.detector_config import DetectorConfig
 from unimo_ds.vision.preprocessing import Frame, frame_of, normalise, resize
@@ -115,7 +115,7 @@ class BottomUpDetector(Detector):
     def find(self, frame: Frame, proposals_P4: Tensor, judgement: Judgement) -> Found:
         """Which proposals of one image are kept, with boxes on disk, classes and attributes."""
         config, selection = self.config, self.selection
-        rules = PIXELS if config.box_sides == "pixels" else EDGES
+        rules = BOX_RULES[config.box_sides]
         scale_4 = proposals_P4.new_tensor([frame.scale_x, frame.scale_y] * 2)
         on_disk_P4 = proposals_P4 / scale_4
         probabilities_PN = judgement.class_logits_PN.softmax(dim=1)

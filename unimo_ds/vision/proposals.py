@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from unimo_ds.vision.boxes import EDGES, PIXELS
+from unimo_ds.vision.boxes import BOX_RULES
 from unimo_ds.vision.detector_config import DetectorConfig
 from unimo_ds.vision.preprocessing import Frame
 from unimo_ds.vision.resnet import BACKBONE_STRIDE
@@ -98,7 +98,7 @@ class ProposalGenerator(RegionProposalNetwork):  # type: ignore[misc]
 
     def _of_one_image(self, logits_AHW: Tensor, deltas_AHW: Tensor, frame: Frame) -> Tensor:
         config = self.config
-        rules = PIXELS if config.box_sides == "pixels" else EDGES
+        rules = BOX_RULES[config.box_sides]
         rows, columns = logits_AHW.shape[1:]
         logits_P = logits_AHW.permute(1, 2, 0).flatten()
         deltas_P4 = deltas_AHW.view(-1, 4, rows, columns).permute(2, 3, 0, 1).reshape(-1, 4)

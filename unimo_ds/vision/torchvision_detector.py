@@ -104,9 +104,8 @@ class TorchvisionDetector(Detector):
         counts = [len(boxes) for boxes in proposals]
         parts = zip(features.split(counts), logits.split(counts), deltas.split(counts), strict=True)
         found = []
-        for image, (rows, columns), proposals_P4, part in zip(images, prepared.image_sizes, proposals, parts, strict=True):
-            height, width = image.shape[1:]
-            frame = Frame(height, width, rows, columns, rows / height, columns / width)
+        for image, proposals_P4, part in zip(images, proposals, parts, strict=True):
+            frame = self.frame(image.shape[1], image.shape[2])
             found.append((frame, self._find(frame, proposals_P4, *part)))
         return found
 
