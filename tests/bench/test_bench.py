@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from unimo_ds.bench import contenders, regions, training, workload
+from unimo_ds import distributed
+from unimo_ds.bench import contenders, regions, step_profile, training, workload
 
 
 def test_the_standard_workload_is_what_the_documents_say() -> None:
@@ -33,3 +34,15 @@ def test_reads_are_measured_for_every_layout() -> None:
     rows = regions.measure_reads(rounds=1, images=3)
     assert {"ours", "UNITER: msgpack in LMDB"} <= {row["layout"] for row in rows}
     assert regions.table(rows).count("\n") == 1 + len(rows)
+
+
+@pytest.mark.long
+def test_a_profile_gives_every_operation_to_a_part() -> None:
+    distributed.initialise(60)
+    rows = step_profile.measure_profile("tiny", "bf16")
+    shares = {row["part"]: row["share"] for row in rows}
+    assert sum(map(float, shares.values())) == pytest.approx(1)
+    assert {"encoder: matrix products", "attention", "AdamW", "dropout", "feature projection", "LayerNorm"} <= set(shares)
+    assert float(shares["other operations"]) < 0.1
+    shown = step_profile.table(rows)
+    assert shown.count("\n") == 2 + len(rows) and "| tiny bf16 |" in shown

@@ -269,7 +269,8 @@ def test_soft_labels_are_the_kept_probabilities_made_to_sum_to_one() -> None:
 
 def test_dtypes_are_those_that_the_batch_promises() -> None:
     for batch in (random_batch(0, pairs=2, texts=1, images=1), Packer(WIDTH, 100).build()):
-        special = {"cu_seqlens_S1": torch.int32, "prefix_lengths_S": torch.int32, "region_hidden_L": torch.bool}
+        special = dict.fromkeys(("cu_seqlens_S1", "prefix_lengths_S", "attention_tiles_N4"), torch.int32)
+        special |= {"region_hidden_L": torch.bool}
         special |= {"features_RF": torch.float16, "boxes_R5": torch.float32, "target_class_probabilities_GK": torch.float32}
         for name in batch.__dataclass_fields__:
             assert getattr(batch, name).dtype == special.get(name, torch.int64), name

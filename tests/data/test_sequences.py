@@ -12,7 +12,7 @@ from tests.helpers import WIDTH, random_regions, view_maker
 from unimo_ds.batch import Batch, Kind, Target
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, Sequence
-from unimo_ds.kernels.attention import packed_attention, plan_attention
+from unimo_ds.kernels.attention import Sequences, packed_attention
 from unimo_ds.tokenizer import SEP
 
 VIEWS = view_maker()
@@ -88,8 +88,8 @@ def what_attention_sees(batch: Batch) -> Mask:
     """Values are unit vectors, so that the attended value of a row is its attention weights; those above 0 are seen."""
     qkv = torch.randn(batch.positions, 3, 1, batch.positions, generator=torch.Generator().manual_seed(0))
     qkv[:, 2, 0] = torch.eye(batch.positions)
-    plan = plan_attention(batch.cu_seqlens_S1, batch.prefix_lengths_S, torch.float32)
-    return (packed_attention(qkv, plan, 0.0)[:, 0] > 0).numpy()
+    sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
+    return (packed_attention(qkv, sequences, 0.0)[:, 0] > 0).numpy()
 
 
 @pytest.mark.parametrize("name", VIEWS_AND_MASKS)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from unimo_ds.batch import Batch
+from unimo_ds.kernels.attention import tile_list
 
 _STREAM_ROWS = ("token_rows_W", "region_rows_L", "language_rows_M", "target_rows_G", "image_rows_I", "text_rows_X")
 
@@ -33,4 +34,6 @@ def join(batches: list[Batch]) -> Batch:
             pairs + len(batch.pair_groups_P),
         )
     columns["cu_seqlens_S1"].append(torch.tensor([positions], dtype=torch.int32))
-    return Batch(**{name: torch.cat(parts) for name, parts in columns.items()})
+    joined = {name: torch.cat(parts) for name, parts in columns.items()}
+    tiles = tile_list(joined["cu_seqlens_S1"].diff().numpy(), joined["prefix_lengths_S"].numpy())
+    return Batch(**joined | {"attention_tiles_N4": torch.from_numpy(tiles)})

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.test_attention import HEADS, WIDTH, planned, reference
+from tests.kernels.test_attention import HEADS, WIDTH, cut, reference
 from unimo_ds.kernels import attention
 from unimo_ds.kernels.attention import packed_attention
 
@@ -14,7 +14,7 @@ NO_DROPOUT = 1e-9  # takes the path of dropout, whose rate is rounded to 1/65,53
 
 
 @st.composite
-def sequences(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+def shapes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     lengths = draw(st.lists(st.integers(1, 80), min_size=1, max_size=8))
     return lengths, [draw(st.sampled_from([0, length, length // 2, min(1, length)])) for length in lengths]
 
@@ -26,7 +26,7 @@ def both(lengths: list[int], prefixes: list[int], dtype: torch.dtype, rate: floa
     exact = qkv.detach().double().requires_grad_()
     # Weights that bf16 holds exactly: its error shall be the kernel's own.
     weights = torch.randn(sum(lengths), HEADS, WIDTH, generator=generator).to(dtype)
-    found = packed_attention(qkv, planned(lengths, prefixes, dtype), rate)
+    found = packed_attention(qkv, cut(lengths, prefixes), rate)
     expected = reference(exact, lengths, prefixes)
     found.backward(weights)
     expected.backward(weights.double())
@@ -36,14 +36,14 @@ def both(lengths: list[int], prefixes: list[int], dtype: torch.dtype, rate: floa
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
-@given(sequences(), st.sampled_from([0.0, NO_DROPOUT]))
+@given(shapes(), st.sampled_from([0.0, NO_DROPOUT]))
 def test_both_inner_products_are_exact_in_fp32(shape: tuple[list[int], list[int]], rate: float) -> None:
     for found, expected in both(*shape, torch.float32, rate):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @settings(deadline=None, derandomize=True, max_examples=15)
-@given(sequences(), st.sampled_from([0.0, NO_DROPOUT]))
+@given(shapes(), st.sampled_from([0.0, NO_DROPOUT]))
 def test_bf16_is_as_exact_as_bf16_is(shape: tuple[list[int], list[int]], rate: float) -> None:
     for found, expected in both(*shape, torch.bfloat16, rate):
         error = float((found - expected).abs().max())
@@ -56,12 +56,12 @@ def test_bf16_is_as_exact_as_bf16_is(shape: tuple[list[int], list[int]], rate: f
 def test_other_sequences_are_bit_equal_whatever_one_holds(changed: int, dtype: torch.dtype) -> None:
     lengths, prefixes = [5, 9, 7, 30], [5, 0, 3, 30]
     qkv = torch.randn(51, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
-    plan = planned(lengths, prefixes, dtype)
-    before = packed_attention(qkv, plan, 0.0)
+    sequences = cut(lengths, prefixes)
+    before = packed_attention(qkv, sequences, 0.0)
     own = slice(sum(lengths[:changed]), sum(lengths[: changed + 1]))
     other = qkv.clone()
     other[own] = 20 * torch.randn(other[own].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    after = packed_attention(other, plan, 0.0)
+    after = packed_attention(other, sequences, 0.0)
     outside = torch.ones(51, dtype=torch.bool)
     outside[own] = False
     assert torch.equal(after[outside], before[outside])
@@ -73,7 +73,7 @@ def test_gradients_stay_within_a_sequence_and_behind_the_mask(rate: float) -> No
     lengths, prefixes = [4, 6, 3], [4, 2, 0]
     qkv = torch.randn(13, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
     torch.manual_seed(2)
-    packed_attention(qkv, planned(lengths, prefixes, torch.float32), rate)[7].sum().backward()  # row 3 of sequence 1
+    packed_attention(qkv, cut(lengths, prefixes), rate)[7].sum().backward()  # row 3 of sequence 1
     assert qkv.grad is not None
     query, key, value = (qkv.grad[:, part].flatten(1).abs().sum(1).nonzero().flatten().tolist() for part in range(3))
     assert query == [7]
@@ -86,9 +86,9 @@ def test_dropout_keeps_mean_and_has_the_variance_of_its_rate() -> None:
     rate, draws = 0.25, 3000
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(6, 3, HEADS, WIDTH, generator=generator)
-    plan = planned([6], [6], torch.float32)
+    sequences = cut([6], [6])
     torch.manual_seed(3)
-    many = torch.stack([packed_attention(qkv, plan, rate) for _ in range(draws)]).double()
+    many = torch.stack([packed_attention(qkv, sequences, rate) for _ in range(draws)]).double()
     query, key, value = qkv.double().permute(1, 2, 0, 3)
     weights = (query @ key.transpose(-1, -2) / WIDTH**0.5).softmax(-1)
     variance = (rate / (1 - rate) * weights.square() @ value.square()).transpose(0, 1)
@@ -106,11 +106,11 @@ def test_gradients_pass_the_numerical_check_with_dropout_too(
     monkeypatch.setattr(attention, "_BLOCK_ELEMENTS", elements)
     lengths, prefixes = [3, 1, 4, 3, 2], [3, 0, 1, 0, 2]
     qkv = torch.randn(13, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    plan = planned(lengths, prefixes, torch.float64)
+    sequences = cut(lengths, prefixes)
 
     def attend(rows: Tensor) -> Tensor:
         torch.manual_seed(7)
-        return packed_attention(rows, plan, rate)
+        return packed_attention(rows, sequences, rate)
 
     assert torch.autograd.gradcheck(attend, (qkv,))
 
@@ -118,7 +118,7 @@ def test_gradients_pass_the_numerical_check_with_dropout_too(
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_a_second_backward_pass_gives_the_same(rate: float) -> None:
     qkv = torch.randn(9, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    out = packed_attention(qkv, planned([4, 5], [2, 5], torch.float32), rate)
+    out = packed_attention(qkv, cut([4, 5], [2, 5]), rate)
     first, second = (torch.autograd.grad(out.square().sum(), qkv, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second) and first.any()
 
@@ -126,7 +126,7 @@ def test_a_second_backward_pass_gives_the_same(rate: float) -> None:
 def test_inputs_are_left_as_they_are() -> None:
     qkv = torch.randn(9, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
     before = qkv.clone()
-    packed_attention(qkv.requires_grad_(), planned([4, 5], [2, 5], torch.float32), 0.2).sum().backward()
+    packed_attention(qkv.requires_grad_(), cut([4, 5], [2, 5]), 0.2).sum().backward()
     assert torch.equal(qkv, before)
 
 
@@ -136,7 +136,7 @@ def test_not_even_a_nan_passes_from_the_first_sequence(rate: float) -> None:
     qkv = torch.randn(12, 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
     qkv[:3] = torch.nan
     qkv.requires_grad_()
-    out = packed_attention(qkv, planned([3, 4, 5], [3, 2, 0], torch.float32), rate)
+    out = packed_attention(qkv, cut([3, 4, 5], [3, 2, 0]), rate)
     assert out[:3].isnan().all() and out[3:].isfinite().all()
     out[3:].sum().backward()
     assert qkv.grad is not None and qkv.grad[3:].isfinite().all()

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.kernels.test_contrastive import reference
+from tests.kernels.test_contrastive import cut, reference
 from unimo_ds.config import ModelSection
-from unimo_ds.kernels import contrastive
 from unimo_ds.kernels import linear_cross_entropy as fused
 from unimo_ds.kernels.contrastive import contrastive_statistics
 from unimo_ds.kernels.dropout import dropout
@@ -18,7 +17,7 @@ from unimo_ds.kernels.linear_cross_entropy import linear_cross_entropy
 
 @pytest.mark.parametrize("chunk", [1, 8, 1 << 20])
 def test_log_sums_pass_the_numerical_check_of_their_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(contrastive, "_CHUNK_ELEMENTS", chunk)
+    cut(monkeypatch, chunk)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True) for n in (4, 5))
     groups = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 1, 0, 0, 1])
@@ -42,7 +41,7 @@ def test_log_sums_with_any_number_of_positives(rows: int, columns: int, groups: 
     ours = [x.requires_grad_(), y.requires_grad_(), torch.tensor([scale], requires_grad=True)]
     exact = [leaf.detach().double().requires_grad_() for leaf in ours]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrastive, "_CHUNK_ELEMENTS", chunk)
+        cut(patch, chunk)
         found = contrastive_statistics(ours[0], ours[1], own, other, ours[2])
         expected = reference(exact[0], exact[1], own, other, exact[2])
         finite = [torch.isfinite(part) for part in expected]

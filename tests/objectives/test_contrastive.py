@@ -186,7 +186,7 @@ def test_the_matrix_is_two_cross_entropies_with_captions_of_one_image_as_positiv
     ours.append(torch.tensor([scale], requires_grad=True))
     exact = [leaf.detach().double().requires_grad_() for leaf in ours]
     numbers = torch.tensor(groups)
-    found = matrix_loss(ours[0], ours[1], numbers, ours[2])
+    found = matrix_loss(ours[0], ours[1], numbers, ours[2], "auto")
     expected = cross_entropies(exact[0], exact[1], numbers, exact[2])
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
     if len(set(groups)) == len(groups):  # without several positives it is torch's own cross-entropy
@@ -230,7 +230,7 @@ def test_retrieved_ones_are_told_from_those_of_other_pairs(numbers: list[Numbers
             totals.append(-0.5 * (own / sum(weight for _, weight in weights)).log().sum())
     image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
     text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
-    ours = retrieved_loss(outputs, batch, image_PD, text_PD)
+    ours = retrieved_loss(outputs, batch, image_PD, text_PD, "auto")
     theirs = torch.stack(totals).sum() if totals else sum(leaf.sum() * 0 for leaf in exact)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-5)
     ours.backward()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.data.sequences import IGNORED, Member, PackedText, Sequence
+from unimo_ds.kernels.attention import tile_list
 from unimo_ds.regions import Regions, location_features
 
 _IMAGE_LOCATION = np.array([[0, 0, 1, 1, 1]], dtype=np.float32)  # of the [IMG] row (unimo-spec, 1.5)
@@ -110,6 +111,7 @@ class Packer:
         made = {
             "cu_seqlens_S1": torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
             "prefix_lengths_S": torch.from_numpy(prefixes),
+            "attention_tiles_N4": torch.from_numpy(tile_list(lengths, prefixes)),
             "features_RF": torch.from_numpy(_stacked(self._vectors, self._width, np.float16)),
             "boxes_R5": torch.from_numpy(_stacked(self._boxes, 5, np.float32)),
             "region_hidden_L": columns["region_hidden_L"].tensor(np.bool_),

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unimo_ds import distributed
+from unimo_ds import distributed, nvidia_apex
 from unimo_ds.config import TrainingSection
+from unimo_ds.engine.lean_zero3 import lighten
+from unimo_ds.engine.memory import keep_freed_memory
 from unimo_ds.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -85,6 +87,8 @@ class Engine:
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         deepspeed = _import_deepspeed()
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         content = deepspeed_config(training)
         self.stage = int(content.get("zero_optimization", {}).get("stage", 0))
         with _partitioned_init(deepspeed, content) if self.stage == 3 else nullcontext():
@@ -94,6 +98,8 @@ class Engine:
         optimizer = _optimizer(groups(module), training, content)
         self._training = training
         self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=content)[0]
+        if self.stage == 3 and not self._engine.optimizer.offload_optimizer:
+            lighten(self._engine.optimizer)
         self._whole = self._whole_masters()
         self._set_update_count(0)  # some of DeepSpeed's wrappers make the moments by an update of zeros
 
@@ -182,6 +188,9 @@ class Engine:
         for state in self._basic_optimizer().state.values():
             if "step" in state:
                 state["step"] = torch.full_like(state["step"], count) if isinstance(state["step"], Tensor) else count
+        if self._training.optimizer == "apex_lamb":  # it counts once a group
+            for group in self._basic_optimizer().param_groups:
+                group["step"] = count
 
     def _basic_optimizer(self) -> Any:
         return self._engine.basic_optimizer
@@ -281,9 +290,15 @@ def _partitioned_init(deepspeed: Any, content: dict[str, Any]) -> AbstractContex
 
 
 def _optimizer(groups: list[dict[str, object]], training: TrainingSection, content: dict[str, Any]) -> torch.optim.Optimizer:
-    """torch's fused AdamW; DeepSpeed's CPUAdam where the optimizer is offloaded."""
+    """torch's fused AdamW, DeepSpeed's CPUAdam where the optimizer is offloaded, or apex's LAMB.
+
+    Raises:
+        ConfigError: LAMB is asked for under ZeRO, or is not there.
+    """
     # The rate is set before every update; until then 0, so that no wrapper changes weights at start.
     settings: dict[str, Any] = {"lr": 0.0, "betas": training.betas, "eps": training.epsilon}
+    if training.optimizer == "apex_lamb":
+        return _lamb(groups, settings, content)
     offload = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     if offload != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -291,3 +306,15 @@ def _optimizer(groups: list[dict[str, object]], training: TrainingSection, conte
         offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
         return offloaded
     return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def _lamb(groups: list[dict[str, object]], settings: dict[str, Any], content: dict[str, Any]) -> torch.optim.Optimizer:
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage:
+        raise ConfigError(
+            f"training.optimizer = apex_lamb with ZeRO stage {stage}: LAMB scales each parameter's update by its norm, "
+            "and ZeRO shows it flat pieces of many; set training.deepspeed=ds_configs/zero0.json, or training.optimizer=adamw"
+        )
+    # Gradients are clipped by the engine (training.gradient_clipping); apex would clip at 1.0 once more.
+    lamb: torch.optim.Optimizer = nvidia_apex.fused_lamb()(groups, max_grad_norm=float("inf"), **settings)
+    return lamb

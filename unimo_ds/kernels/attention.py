@@ -3,217 +3,353 @@
 Position j of a sequence is visible to position i when `j < max(prefix_length, i + 1)`: prefix = length is bidirectional,
 0 < prefix < length is sequence-to-sequence, 0 is causal.
 
-The CPU implementation sorts sequences into a few buckets of similar length and runs padded attention on each, as batched
-products, softmax and dropout. The plan of the buckets depends on lengths alone, so it is made once a batch and serves all
-layers. The backward pass is written by hand: the padded copy has the rows of each head together, so that no product copies its
-operands; autograd would copy and zero-fill once a bucket. What was measured: docs/performance.md.
+Two ops with a CUDA (`attention_triton.py`) and a CPU implementation. The CPU's pads each sequence to the next multiple of 8,
+where matrix products and softmax are at their fastest, and computes sequences of one padded length together, in blocks that
+stay in a core's cache, as batched products and softmax. Which row goes where depends on lengths alone; it is found out once a
+batch and serves all layers. The weights are kept for the hand-written backward pass: to make them again takes a fifth to a
+third longer, forward and backward together. What was measured: docs/performance.md.
 
-Shape suffixes: T positions, S sequences, P rows of the padded buffer, B sequences of a block, N padded length, H heads,
-E head width.
+Dropout draws from `seed_2`, so that a seed repeats it; a GPU and a CPU draw differently.
+
+Shape suffixes: T positions, S sequences, N tiles, B sequences of a block, L their padded length, R rows of a block (B H L),
+H heads, E head width.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unimo_ds.kernels.dropout import apply_kept, draw_kept
+from unimo_ds.kernels.dropout import draw_kept
+from unimo_ds.kernels.table import WIDTHS
 
-_MOST_BUCKETS = 4
-_BLOCK_ELEMENTS = 1 << 20  # scores computed at a time: what stays in a core's cache through softmax and dropout
+TILE_ROWS = 64  # of one sequence, what a CUDA program works on
+CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_MULTIPLE = 8  # padded lengths: products are a fifth slower at odd ones
+_BLOCK_ELEMENTS = 1 << 18  # scores computed at a time: what stays in a core's cache from product to product
 _HIDDEN = -1e4  # added to masked scores; the original's value, finite so that padded rows stay finite (unimo-spec, 3)
 
-
-@dataclass(frozen=True)
-class Bucket:
-    """Sequences that are padded to one length. `bias_B1NN` is 0 where a key is visible and -1e4 where not."""
-
-    start: int  # where the bucket's padded rows begin in the buffer of all buckets
-    sequences: int
-    length: int
-    bias_B1NN: Tensor
+Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class AttentionPlan:
-    """How to go from the stream to padded buckets and back.
+class Sequences(NamedTuple):
+    """How the stream is cut.
 
     Attributes:
-        buckets: the buckets, one after the other in a buffer of padded rows.
-        sources_P: for each row of the buffer, the stream row it copies (padding: the last of its sequence).
-        columns_P, lengths_P: its place in its padded sequence, and that sequence's padded length.
-        padding: which rows of the buffer are padding.
-        places_T: for each stream row, its row of the buffer.
+        cu_seqlens_S1: int32 [S+1], where sequences begin, and the end.
+        prefix_lengths_S: int32, rows of each sequence that all its rows see.
+        tiles_N4: int32, `tile_list` of the batch.
     """
 
-    buckets: tuple[Bucket, ...]
-    sources_P: Tensor
-    columns_P: Tensor
-    lengths_P: Tensor
-    padding: Tensor
-    places_T: Tensor
+    cu_seqlens_S1: Tensor
+    prefix_lengths_S: Tensor
+    tiles_N4: Tensor
 
 
-def plan_attention(cu_seqlens_S1: Tensor, prefix_lengths_S: Tensor, dtype: torch.dtype) -> AttentionPlan:
-    """Plans the buckets of a batch.
+def tile_list(lengths: npt.ArrayLike, prefixes: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Cuts every sequence into tiles of `TILE_ROWS` rows, the last one shorter: what the CUDA programs of a batch work on.
+
+    Programs start in the order of the list, so the longest come first and the short ones fill the gaps at the end. The work of
+    a tile is taken as the number of keys that its rows see together; ties keep the order of the stream.
 
     Args:
-        cu_seqlens_S1: int32, where sequences begin, and the end.
-        prefix_lengths_S: int32, rows of each sequence that all its rows see.
-        dtype: of the queries: the biases are made in it.
+        lengths: of the sequences.
+        prefixes: rows of each that all its rows see.
+
+    Returns:
+        int32 [N, 4]: the first stream row of the tile's sequence, its length, its prefix, the tile's first row in the sequence.
     """
-    device = cu_seqlens_S1.device
-    starts = cu_seqlens_S1.cpu().numpy().astype(np.int64)
-    lengths, prefixes = np.diff(starts), prefix_lengths_S.cpu().numpy()
-    order = np.argsort(lengths, kind="stable")
-    buckets, parts = [], [np.zeros((4, 0), np.int64)]
-    filled = 0
-    for members in _split_by_length(lengths[order]):
-        chosen = order[members]
-        longest = int(lengths[chosen].max())
-        column = np.broadcast_to(np.arange(longest), (len(chosen), longest))
-        inside = column < lengths[chosen][:, None]
-        # Padding copies its own sequence, so that not even a NaN can pass from one sequence to another.
-        sources = starts[chosen][:, None] + np.minimum(column, lengths[chosen][:, None] - 1)
-        buckets.append(Bucket(filled, len(chosen), longest, _bias(lengths[chosen], prefixes[chosen], longest, dtype, device)))
-        parts.append(np.stack([sources, column, np.full_like(sources, longest), inside]).reshape(4, -1))
-        filled += sources.size
-    sources, column, longest_P, inside = np.concatenate(parts, axis=1)
-    places = np.empty(int(starts[-1]), dtype=np.int64)
-    places[sources[inside == 1]] = np.flatnonzero(inside)
-    arrays = (sources, column, longest_P, np.flatnonzero(inside == 0), places)
-    return AttentionPlan(tuple(buckets), *(torch.from_numpy(array).to(device) for array in arrays))
+    lengths_S, prefixes_S = np.asarray(lengths, np.int64), np.asarray(prefixes, np.int64)
+    counts_S = -(-lengths_S // TILE_ROWS)
+    sequence_N = np.repeat(np.arange(len(lengths_S)), counts_S)
+    first_N = TILE_ROWS * (np.arange(len(sequence_N)) - np.repeat(np.cumsum(counts_S) - counts_S, counts_S))
+    length_N, prefix_N = lengths_S[sequence_N], prefixes_S[sequence_N]
+    keys_N = np.maximum(prefix_N, np.minimum(first_N + TILE_ROWS, length_N))
+    start_N = (np.cumsum(lengths_S) - lengths_S)[sequence_N]
+    tiles_N4 = np.stack([start_N, length_N, prefix_N, first_N], axis=1).astype(np.int32)
+    return tiles_N4[np.argsort(-keys_N, kind="stable")]
 
 
-def _bias(lengths: Any, prefixes: Any, longest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    place = np.arange(longest)
-    reach = np.maximum(prefixes[:, None], place[None] + 1)  # keys that query i sees
-    reach = np.minimum(reach, lengths[:, None])
-    visible = place[None, None, :] < reach[:, :, None]
-    return torch.from_numpy(np.where(visible, 0.0, _HIDDEN)).to(device=device, dtype=dtype)[:, None]
-
-
-def _split_by_length(sorted_lengths: Any) -> list[slice]:
-    """Cuts the sorted lengths into at most four runs with the least padded work (sum of sequences x longest squared)."""
-    values, first = np.unique(sorted_lengths, return_index=True)
-    ends = np.append(first[1:], len(sorted_lengths))
-    best = {0: (0.0, [0])}  # number of distinct lengths covered -> (cost, cuts)
-    finished = (float("inf"), [0])
-    for _ in range(min(_MOST_BUCKETS, len(values))):
-        reached: dict[int, tuple[float, list[int]]] = {}
-        for covered, (cost, cuts) in best.items():
-            begin = first[covered] if covered < len(values) else len(sorted_lengths)
-            for last in range(covered, len(values)):
-                total = cost + float(ends[last] - begin) * float(values[last]) ** 2
-                if total < reached.get(last + 1, (float("inf"), []))[0]:
-                    reached[last + 1] = (total, [*cuts, int(ends[last])])
-        best = {covered: found for covered, found in reached.items() if covered < len(values)}
-        finished = min(finished, reached.get(len(values), finished), key=lambda found: found[0])
-    cuts = finished[1]
-    return [slice(begin, end) for begin, end in pairwise(cuts)]
-
-
-def packed_attention(qkv_T3HE: Tensor, plan: AttentionPlan, rate: float) -> Tensor:
+def packed_attention(qkv_T3HE: Tensor, sequences: Sequences, rate: float) -> Tensor:
     """Attention of every sequence of the stream within itself.
 
     Args:
-        qkv_T3HE: queries, keys and values.
-        plan: of this batch.
-        rate: probability with which an attention weight is dropped; 0 outside training.
+        qkv_T3HE: queries, keys and values; float32, bfloat16 or float16, on a CPU float64 too. Under autocast it is bfloat16.
+        sequences: of this batch, on the same device.
+        rate: probability with which an attention weight is dropped; 0 outside training. The draws are seeded by torch's default
+            generator of the device.
 
     Returns:
         [T, H, E], the attended values.
+
+    Raises:
+        ValueError: a shape is wrong, or a CUDA tensor has a head width or type that the kernel is not compiled for.
     """
-    attended: Tensor = _PackedAttention.apply(qkv_T3HE, plan, rate)
+    if qkv_T3HE.dim() != 4 or qkv_T3HE.shape[1] != 3:
+        raise ValueError(f"qkv has shape {list(qkv_T3HE.shape)}; give [positions, 3, heads, head width]")
+    seed_2 = torch.randint(1 << 62, (2,), device=qkv_T3HE.device) if rate else None
+    attended: Tensor = _forward(qkv_T3HE, *sequences, rate, seed_2, _weights_to_keep(qkv_T3HE, sequences))[0]
     return attended
 
 
+def _weights_to_keep(qkv_T3HE: Tensor, sequences: Sequences) -> int:
+    """How many elements of weights the backward pass will want; 0: it makes them again, if it comes at all.
+
+    The number depends on lengths, which a compiled graph must not read.
+    """
+    wanted = qkv_T3HE.requires_grad and torch.is_grad_enabled()
+    if not wanted or qkv_T3HE.device.type != "cpu" or torch.compiler.is_compiling():
+        return 0
+    return _plan_of(qkv_T3HE, sequences.cu_seqlens_S1, sequences.prefix_lengths_S).weights
+
+
+@torch.library.custom_op("unimo_ds::packed_attention", mutates_args=(), device_types="cpu")
+def _forward(
+    qkv: Tensor, cu_seqlens: Tensor, prefix_lengths: Tensor, tiles: Tensor, rate: float, seed: Tensor | None, kept: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The attended values [T, H, E]; on CUDA the logs of each row's sum of `exp(score)`, float32 [H, T]; and `kept` weights.
+
+    `seed` is int64 [2], None where `rate` is 0. `kept` is 0 or, on a CPU, the number of all weights of the batch's blocks.
+    """
+    positions, _, heads, width = qkv.shape
+    plan, rows = _plan_of(qkv, cu_seqlens, prefix_lengths), qkv.reshape(-1, width)
+    attended, weights = qkv.new_empty(positions, heads, width), qkv.new_empty(kept)
+    draw = _Draw(rate, seed)
+    for block in plan.blocks:
+        query, key, value = block.gathered(rows)
+        out = weights[block.weights].view(block.square) if kept else None
+        signed = _signed_weights(query, key, block, draw, out)
+        if rate:
+            signed, value = signed.relu(), value.mul_(draw.scale)
+        block.scatter(torch.bmm(signed, value)[None], attended[:, None])
+    return attended, qkv.new_empty(heads, 0, dtype=torch.float32), weights
+
+
+@torch.library.custom_op("unimo_ds::packed_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    d_attended: Tensor,
+    qkv: Tensor,
+    attended: Tensor,
+    log_sums: Tensor,
+    weights: Tensor,
+    cu_seqlens: Tensor,
+    prefix_lengths: Tensor,
+    tiles: Tensor,
+    rate: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The gradient of `qkv`, [T, 3, H, E]; `weights` are the kept ones, or none."""
+    width = qkv.shape[-1]
+    plan, rows, d_rows = _plan_of(qkv, cu_seqlens, prefix_lengths), qkv.reshape(-1, width), d_attended.reshape(-1, width)
+    d_qkv = qkv.new_empty(qkv.shape)
+    draw = _Draw(rate, seed)
+    for block in plan.blocks:
+        query, key, value = block.gathered(rows)
+        d_mixed = d_rows.index_select(0, block.attended_R).index_fill_(0, block.padding, 0.0).view(value.shape)
+        kept = weights[block.weights].view(block.square) if len(weights) else None
+        signed = soft = dropped = _signed_weights(query, key, block, draw, None) if kept is None else kept
+        if rate:
+            soft, dropped = signed.abs(), signed.relu()
+            d_mixed.mul_(draw.scale)
+        d_weights = torch.bmm(d_mixed, value.mT)
+        if rate:
+            d_weights = torch.ops.aten.threshold_backward(d_weights, signed, 0)
+        d_scores = torch._softmax_backward_data(d_weights, soft, -1, soft.dtype)
+        d_block = qkv.new_empty(3, *value.shape)
+        torch.bmm(d_scores, key, out=d_block[0]).mul_(width**-0.5)
+        torch.bmm(d_scores.mT, query, out=d_block[1])
+        torch.bmm(dropped.mT, d_mixed, out=d_block[2])
+        block.scatter(d_block, d_qkv)
+    return d_qkv
+
+
+@_forward.register_kernel("cuda")
+def _forward_cuda(
+    qkv: Tensor, cu_seqlens: Tensor, prefix_lengths: Tensor, tiles: Tensor, rate: float, seed: Tensor | None, kept: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    from unimo_ds.kernels import attention_triton
+    from unimo_ds.kernels.launch_triton import launcher_for
+
+    _check_cuda(qkv)
+    attended, log_sums = attention_triton.forward(qkv.contiguous(), tiles, rate, seed, launcher_for(qkv.device))
+    return attended, log_sums, qkv.new_empty(0)
+
+
+@_backward.register_kernel("cuda")
+def _backward_cuda(
+    d_attended: Tensor,
+    qkv: Tensor,
+    attended: Tensor,
+    log_sums: Tensor,
+    weights: Tensor,
+    cu_seqlens: Tensor,
+    prefix_lengths: Tensor,
+    tiles: Tensor,
+    rate: float,
+    seed: Tensor | None,
+) -> Tensor:
+    from unimo_ds.kernels import attention_triton
+    from unimo_ds.kernels.launch_triton import launcher_for
+
+    inputs = d_attended.contiguous(), qkv.contiguous(), attended, log_sums
+    return attention_triton.backward(*inputs, tiles, rate, seed, launcher_for(qkv.device))
+
+
+def _check_cuda(qkv: Tensor) -> None:
+    if qkv.shape[-1] not in WIDTHS or qkv.dtype not in CUDA_DTYPES:
+        raise ValueError(
+            f"the CUDA attention kernel has no form for head width {qkv.shape[-1]} in {qkv.dtype}; head widths are "
+            f"{', '.join(map(str, WIDTHS))}, types bfloat16, float16 and float32; choose hidden_size / heads among them"
+        )
+
+
+@_forward.register_fake
+def _forward_fake(
+    qkv: Tensor, cu_seqlens: Tensor, prefix_lengths: Tensor, tiles: Tensor, rate: float, seed: Tensor | None, kept: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    positions, _, heads, width = qkv.shape
+    on_cuda = qkv.device.type == "cuda"
+    if on_cuda:
+        _check_cuda(qkv)
+    log_sums = qkv.new_empty(heads, positions if on_cuda else 0, dtype=torch.float32)
+    return qkv.new_empty(positions, heads, width), log_sums, qkv.new_empty(kept)
+
+
+@_backward.register_fake
+def _backward_fake(d_attended: Tensor, qkv: Tensor, *others: Any) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    qkv, cu_seqlens, prefix_lengths, tiles, rate, seed, _ = inputs
+    ctx.save_for_backward(qkv, *output, cu_seqlens, prefix_lengths, tiles, seed)
+    ctx.rate = rate
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else a gradient of zeros is made for the weights
+
+
+def _gradient(ctx: Any, d_attended: Tensor | None, *nothing: None) -> tuple[Tensor | None, ...]:
+    qkv, attended, log_sums, weights, cu_seqlens, prefix_lengths, tiles, seed = ctx.saved_tensors
+    if d_attended is None:
+        return (None,) * 7
+    saved = qkv, attended, log_sums, weights, cu_seqlens, prefix_lengths, tiles
+    return _backward(d_attended, *saved, ctx.rate, seed), *(None,) * 6
+
+
+_forward.register_autograd(_gradient, setup_context=_save)
+for _device in ("cuda", "cpu"):
+    _forward.register_autocast(_device, torch.bfloat16)
+
+
+class _Draw:
+    """The draws of one call, in the order of its blocks: the same for the same seed."""
+
+    def __init__(self, rate: float, seed: Tensor | None) -> None:
+        self.rate, self.scale = rate, 1 / (1 - rate)
+        self._generator = torch.Generator().manual_seed(int(seed[0])) if seed is not None else None
+
+    def signs(self, weights: Tensor) -> Tensor:
+        """-1 with probability `rate`, else 1, of the shape and type of `weights`."""
+        return draw_kept(weights, self.rate, self._generator).mul_(2).sub_(1).to(weights.dtype)
+
+
 class _Block(NamedTuple):
-    """Some sequences of a bucket: their rows in a buffer of head rows, and their bias."""
+    """Some sequences of one padded length, or some heads of one sequence, with the rows of each head together.
 
-    rows: slice
-    bias_B1NN: Tensor
+    Attributes:
+        spans: where in the stream each of its sequences begins and ends.
+        heads: which heads it has.
+        square: the shape of its weights, [B H, L, L].
+        weights: where these are among the weights of all blocks.
+        sources: int64 [3 R], the row of `qkv` [T 3 H, E] that each of its queries, keys and values is.
+        attended_R: int64, which row of [T H, E] each row is.
+        padding: int64, which of its rows are padding.
+        bias_B1LL: 0 where a key is visible and -1e4 where not.
+    """
 
-    def matrices(self, buffer: Tensor) -> Tensor:
-        """The block's rows of `buffer` [.., P H, E] as matrices [.., B H, N, E]."""
-        return buffer[..., self.rows, :].view(*buffer.shape[:-2], -1, self.bias_B1NN.shape[-1], buffer.shape[-1])
+    spans: list[tuple[int, int]]
+    heads: slice
+    square: tuple[int, int, int]
+    weights: slice
+    sources: Tensor
+    attended_R: Tensor
+    padding: Tensor
+    bias_B1LL: Tensor
+
+    def gathered(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Its scaled queries, its keys and its values, each [B H, L, E]."""
+        width = rows.shape[-1]
+        query, key, value = rows.index_select(0, self.sources).view(3, *self.square[:2], width)
+        return query.mul_(width**-0.5), key, value
+
+    def scatter(self, parts: Tensor, stream: Tensor) -> None:
+        """Writes `parts` [parts, B H, L, E] to their places of `stream` [T, parts, H, E], padding left out."""
+        matrices = parts.view(len(parts), len(self.spans), -1, *parts.shape[2:]).permute(1, 3, 0, 2, 4)
+        for matrix, (start, end) in zip(matrices, self.spans, strict=True):
+            stream[start:end, :, self.heads] = matrix[: end - start]
 
 
-def _blocks(plan: AttentionPlan, heads: int) -> Iterator[_Block]:
-    for bucket in plan.buckets:
-        size = max(1, _BLOCK_ELEMENTS // (heads * bucket.length**2))
-        for first in range(0, bucket.sequences, size):
-            last = min(first + size, bucket.sequences)
-            begin, end = (heads * (bucket.start + bucket.length * sequence) for sequence in (first, last))
-            yield _Block(slice(begin, end), bucket.bias_B1NN[first:last])
+def _signed_weights(query: Tensor, key: Tensor, block: _Block, draw: _Draw, out: Tensor | None) -> Tensor:
+    """The softmax, with a minus where a weight is dropped: it is never negative, so the sign is free, and no mask is kept."""
+    scores = torch.bmm(query, key.mT)
+    scores.view(len(block.bias_B1LL), -1, *block.square[1:]).add_(block.bias_B1LL)
+    weights = torch.softmax(scores, -1, out=out)
+    return weights.mul_(draw.signs(weights)) if draw.rate else weights
 
 
-def _head_rows(plan: AttentionPlan, heads: int) -> Tensor:
-    """Where row p of head h lies in a buffer that has the rows of one head of one sequence together, [P, H]."""
-    rows_P = torch.arange(len(plan.sources_P), device=plan.sources_P.device)
-    first_P = (rows_P - plan.columns_P) * heads + plan.columns_P
-    return first_P[:, None] + plan.lengths_P[:, None] * torch.arange(heads, device=first_P.device)
+class _Plan(NamedTuple):
+    """The blocks of a batch, how many weights they have together, and the length of the stream."""
+
+    blocks: list[_Block]
+    weights: int
+    positions: int
 
 
-def _sources(plan: AttentionPlan, rows_PH: Tensor, parts: int) -> Tensor:
-    """For each row of that buffer, the row it copies of a stream [T, parts, H] in its first part."""
-    heads = torch.arange(rows_PH.shape[1], device=rows_PH.device)
-    sources = torch.empty_like(rows_PH).view(-1)
-    sources[rows_PH] = plan.sources_P[:, None] * (parts * len(heads)) + heads
-    return sources
+def _plan_of(qkv: Tensor, cu_seqlens: Tensor, prefix_lengths: Tensor) -> _Plan:
+    positions, _, heads, _ = qkv.shape
+    plan = _plan(cu_seqlens.numpy().tobytes(), prefix_lengths.numpy().tobytes(), heads, qkv.dtype, _BLOCK_ELEMENTS)
+    if plan.positions != positions:
+        raise ValueError(f"cu_seqlens ends at {plan.positions} but qkv has {positions} positions; they must be equal")
+    return plan
 
 
-class _PackedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv_T3HE: Tensor, plan: AttentionPlan, rate: float) -> Tensor:
-        positions, parts, heads, width = qkv_T3HE.shape
-        rows_PH = _head_rows(plan, heads)
-        queries = _sources(plan, rows_PH, parts)
-        sources = torch.cat([queries + part * heads for part in range(parts)])
-        padded = qkv_T3HE.reshape(-1, width).index_select(0, sources).view(parts, len(queries), width)
-        padded[0] *= width**-0.5
-        mixed = torch.empty_like(padded[0])
-        saved = []
-        for block in _blocks(plan, heads):
-            query, key, value = block.matrices(padded)
-            scores = torch.bmm(query, key.mT)
-            scores.view(-1, heads, *scores.shape[1:]).add_(block.bias_B1NN)
-            weights = scores.softmax(-1)
-            saved.append(weights)
-            if rate:
-                saved.append(draw_kept(weights, rate))
-                weights = apply_kept(weights, saved[-1], rate)
-            torch.bmm(weights, value, out=block.matrices(mixed))
-        ctx.save_for_backward(padded, rows_PH, *saved)
-        ctx.plan, ctx.rate = plan, rate
-        return mixed.index_select(0, rows_PH[plan.places_T].view(-1)).view(positions, heads, width)
+@lru_cache(maxsize=4)  # a batch's serves all its layers, forward and backward
+def _plan(cu_seqlens: bytes, prefixes: bytes, heads: int, dtype: torch.dtype, block_elements: int) -> _Plan:
+    starts_S1, prefixes_S = np.frombuffer(cu_seqlens, np.int32).astype(np.int64), np.frombuffer(prefixes, np.int32)
+    lengths_S = np.diff(starts_S1)
+    padded_S = -(-lengths_S // _MULTIPLE) * _MULTIPLE
+    blocks: list[_Block] = []
+    weights = 0
+    for length in map(int, np.unique(padded_S[padded_S > 0])):
+        members = np.flatnonzero(padded_S == length)
+        at_once = max(1, block_elements // (heads * length**2))
+        heads_at_once = min(heads, max(1, block_elements // length**2))
+        for chosen in (members[first : first + at_once] for first in range(0, len(members), at_once)):
+            starts_B1, lengths_B1, place_L = starts_S1[chosen, None], lengths_S[chosen, None], np.arange(length)
+            bias = torch.from_numpy(_bias(lengths_B1, prefixes_S[chosen, None], place_L)).to(dtype)
+            spans = list(zip(starts_S1[chosen].tolist(), starts_S1[chosen + 1].tolist(), strict=True))
+            # Padding copies its own sequence, so that not even a NaN can pass from one sequence to another.
+            stream_BL = starts_B1 + np.minimum(place_L, lengths_B1 - 1)
+            for first in range(0, heads, heads_at_once):
+                own = slice(first, min(first + heads_at_once, heads))
+                heads_H1 = np.arange(own.start, own.stop)[:, None]
+                square = (len(chosen) * len(heads_H1), length, length)
+                end = weights + math.prod(square)
+                attended_BHL = stream_BL[:, None] * heads + heads_H1
+                sources = [(stream_BL[:, None] * 3 + part) * heads + heads_H1 for part in range(3)]
+                padding_BHL = np.broadcast_to((place_L >= lengths_B1)[:, None], attended_BHL.shape)
+                indices = np.stack(sources), attended_BHL, np.flatnonzero(padding_BHL)
+                sources_3R, attended_R, padding = (torch.from_numpy(index.reshape(-1)) for index in indices)
+                blocks.append(_Block(spans, own, square, slice(weights, end), sources_3R, attended_R, padding, bias))
+                weights = end
+    return _Plan(blocks, weights, int(starts_S1[-1]))
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        padded, rows_PH, *saved = ctx.saved_tensors
-        plan, rate, (positions, heads, width) = ctx.plan, ctx.rate, gradients[0].shape
-        d_mixed = gradients[0].reshape(-1, width).index_select(0, _sources(plan, rows_PH, parts=1))
-        d_mixed.index_fill_(0, rows_PH[plan.padding].view(-1), 0.0)
-        d_padded = torch.empty_like(padded)
-        left = iter(saved)
-        for block in _blocks(plan, heads):
-            query, key, value = block.matrices(padded)
-            d_query, d_key, d_value = block.matrices(d_padded)
-            d_mix = block.matrices(d_mixed)
-            weights = dropped = next(left)
-            d_weights = torch.bmm(d_mix, value.mT)
-            if rate:
-                kept = next(left)
-                dropped, d_weights = apply_kept(weights, kept, rate), apply_kept(d_weights, kept, rate)
-            torch.bmm(dropped.mT, d_mix, out=d_value)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            torch.bmm(d_scores, key, out=d_query)
-            torch.bmm(d_scores.mT, query, out=d_key)
-        d_padded[0] *= width**-0.5
-        places_TH = rows_PH[plan.places_T]
-        places_T3H = torch.stack([places_TH + part * rows_PH.numel() for part in range(3)], dim=1)
-        return d_padded.view(-1, width).index_select(0, places_T3H.view(-1)).view(positions, 3, heads, width), None, None
+
+def _bias(lengths_B1: Ints, prefixes_B1: npt.NDArray[np.int32], place_L: Ints) -> npt.NDArray[np.float64]:
+    reach_BL = np.minimum(np.maximum(prefixes_B1, place_L + 1), lengths_B1)  # keys that query i sees
+    visible_BLL = place_L < reach_BL[:, :, None]
+    return np.where(visible_BLL, 0.0, _HIDDEN)[:, None]

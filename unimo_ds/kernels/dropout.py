@@ -24,9 +24,10 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     return dropped
 
 
-def draw_kept(x: Tensor, rate: float) -> Tensor:
-    """int16 of the shape of `x`: 0 with probability `rate`, else 1."""
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+def draw_kept(x: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+    """int16 of the shape of `x`: 0 with probability `rate`, else 1; drawn from `generator`, or from torch's default one."""
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    draws.random_(-(1 << 63), None, generator=generator)
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)  # all levels would overflow the 16 bits
     # In place, for torch vectorises a comparison whose result has its operands' type; making booleans takes ten times as long.
     return draws.view(torch.int16)[: x.numel()].ge_(dropped - _LEVELS // 2).view(x.shape)
@@ -34,7 +35,10 @@ def draw_kept(x: Tensor, rate: float) -> Tensor:
 
 def apply_kept(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     """Dropout by the mask `kept`; forward and backward are the same."""
-    return (x * kept.to(x.dtype)).mul_(1 / (1 - rate))
+    # 16 bits times 0 or 1, as whole numbers: no pass to convert the mask.
+    whole = x.element_size() == kept.element_size()
+    chosen = (x.view(kept.dtype) * kept).view(x.dtype) if whole else x * kept.to(x.dtype)
+    return chosen.mul_(1 / (1 - rate))
 
 
 class _Dropout(torch.autograd.Function):

@@ -7,8 +7,10 @@ whoever comes later finds it empty.
 
 from torch import Tensor, nn
 
+from unimo_ds import nvidia_apex
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.dropout import dropout
+from unimo_ds.kernels.linear import linear
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -27,6 +29,9 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         _normal_(self.weight, self._deviation)
         nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -51,6 +56,8 @@ class Dropout(nn.Module):
         return dropout(x, self._rate if self.training else 0.0)
 
 
-def layer_norm(model: ModelSection) -> nn.LayerNorm:
-    """A LayerNorm over the hidden width."""
-    return nn.LayerNorm(model.hidden_size, eps=EPSILON)
+def layer_norm(model: ModelSection) -> nn.Module:
+    """A LayerNorm over the hidden width: torch's, or apex's by `model.layer_norm`."""
+    kind = nvidia_apex.fused_layer_norm() if model.layer_norm == "apex" else nn.LayerNorm
+    norm: nn.Module = kind(model.hidden_size, eps=EPSILON)
+    return norm

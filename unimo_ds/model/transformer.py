@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unimo_ds.config import ModelSection
-from unimo_ds.kernels.attention import AttentionPlan, packed_attention
+from unimo_ds.kernels.attention import Sequences, packed_attention
 from unimo_ds.model.layers import Dropout, Linear, layer_norm
 
 
@@ -27,11 +27,11 @@ class TransformerLayer(nn.Module):
         self.feed_forward_norm = layer_norm(model)
         self.dropout = Dropout(model.dropout)
 
-    def forward(self, hidden_TD: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, hidden_TD: Tensor, sequences: Sequences) -> Tensor:
         positions, width = hidden_TD.shape
         qkv_T3HE = self.query_key_value(hidden_TD).view(positions, 3, self.heads, width // self.heads)
         rate = self.attention_dropout if self.training else 0.0
-        attended_TD = packed_attention(qkv_T3HE, plan, rate).reshape(positions, width)
+        attended_TD = packed_attention(qkv_T3HE, sequences, rate).reshape(positions, width)
         hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.output(attended_TD)))
         fed_TD: Tensor = self.contract(F.gelu(self.expand(hidden_TD)))
         normed_TD: Tensor = self.feed_forward_norm(hidden_TD + self.dropout(fed_TD))
@@ -46,11 +46,11 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(model) for _ in range(model.layers))
         self.activation_checkpointing = False
 
-    def forward(self, hidden_TD: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, hidden_TD: Tensor, sequences: Sequences) -> Tensor:
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
                 # Re-entrant checkpoints give wrong gradients under ZeRO (docs/architecture.md).
-                hidden_TD = checkpoint(layer, hidden_TD, plan, use_reentrant=False)
+                hidden_TD = checkpoint(layer, hidden_TD, sequences, use_reentrant=False)
             else:
-                hidden_TD = layer(hidden_TD, plan)
+                hidden_TD = layer(hidden_TD, sequences)
         return hidden_TD

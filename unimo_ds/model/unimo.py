@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import ModelSection
-from unimo_ds.kernels.attention import plan_attention
+from unimo_ds.kernels.attention import Sequences
 from unimo_ds.model.embeddings import StreamEmbedding
 from unimo_ds.model.heads import LanguageHead, MatchingHead, Pooler, RegionHead, Temperature
 from unimo_ds.model.transformer import Transformer
@@ -68,8 +68,8 @@ class Unimo(nn.Module):
             want_logits: also give the scores of every word at the language targets, for prediction.
         """
         embedded_TD = self.embedding(batch)
-        plan = plan_attention(batch.cu_seqlens_S1, batch.prefix_lengths_S, embedded_TD.dtype)
-        hidden_TD = self.transformer(embedded_TD, plan)
+        sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
+        hidden_TD = self.transformer(embedded_TD, sequences)
         losses_M, logits_MV = self.language_head(
             hidden_TD.index_select(0, batch.language_rows_M),
             self.embedding.text.word.weight,

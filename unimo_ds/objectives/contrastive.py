@@ -13,7 +13,7 @@ pair, and retrieved images and texts, which are encoded alone, are told from tho
 `summed` is Equation 1 as it is printed, with all positives of a pair in one sum against its hard negatives; then the easiest
 one satisfies the whole, and what only ever comes as a positive is told by its kind (docs/cmcl.md).
 
-Shape suffixes: see `unimo_ds.batch`; J candidates, N pairs of all ranks, D width.
+Shape suffixes: see `unimo_ds.batch`; J candidates, F retrieved ones, D width.
 """
 
 from dataclasses import dataclass, fields
@@ -21,10 +21,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from unimo_ds import distributed
 from unimo_ds.batch import Batch, Kind, Source
 from unimo_ds.config import CmclSection
-from unimo_ds.kernels.contrastive import contrastive_statistics
+from unimo_ds.kernels.contrastive import log_sums_by_row
+from unimo_ds.kernels.contrastive_over_ranks import Way, statistics_over_ranks
 from unimo_ds.model.unimo import Outputs
 
 
@@ -65,9 +65,9 @@ def contrastive_losses(outputs: Outputs, batch: Batch, candidates: Candidates, c
         return pairwise, pairwise.new_zeros(())
     image_PD = outputs.image_vectors_ID[batch.image_kinds_I == Kind.ALONE]
     text_PD = outputs.text_vectors_XD[batch.text_kinds_X == Kind.ALONE]
-    matrix = matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature)
+    matrix = matrix_loss(image_PD, text_PD, batch.pair_groups_P, 1 / outputs.temperature, cmcl.across_ranks)
     if cmcl.retrieved_apart:
-        matrix = matrix + retrieved_loss(outputs, batch, image_PD, text_PD)
+        matrix = matrix + retrieved_loss(outputs, batch, image_PD, text_PD, cmcl.across_ranks)
     return pairwise, matrix
 
 
@@ -97,8 +97,8 @@ def score_candidates(outputs: Outputs, batch: Batch) -> Candidates:
 def summed_loss(candidates: Candidates, pairs: int) -> Tensor:
     """Equation 1 as it is printed, summed over the local pairs: all positives of a pair in one logarithm."""
     positive = candidates.only(candidates.kinds_J != Kind.NEGATIVE)
-    over_all_P = _log_sum_by_pair(candidates.scores_J, candidates.pairs_J, pairs)
-    over_positives_P = _log_sum_by_pair(positive.scores_J, positive.pairs_J, pairs)
+    over_all_P = log_sums_by_row(candidates.scores_J, candidates.pairs_J, pairs)
+    over_positives_P = log_sums_by_row(positive.scores_J, positive.pairs_J, pairs)
     return (over_all_P - over_positives_P).sum()
 
 
@@ -106,37 +106,26 @@ def each_loss(candidates: Candidates, pairs: int) -> Tensor:
     """Equation 1 of each positive alone against the pair's negatives, the mean over a pair's positives, summed over pairs."""
     negative_J = candidates.kinds_J == Kind.NEGATIVE
     negative, positive = candidates.only(negative_J), candidates.only(~negative_J)
-    over_negatives_P = _log_sum_by_pair(negative.scores_J, negative.pairs_J, pairs)
+    over_negatives_P = log_sums_by_row(negative.scores_J, negative.pairs_J, pairs)
     losses_J = torch.logaddexp(positive.scores_J, over_negatives_P[positive.pairs_J]) - positive.scores_J
     counts_P = losses_J.new_zeros(pairs).index_add(0, positive.pairs_J, torch.ones_like(losses_J))
     return (losses_J / counts_P[positive.pairs_J]).sum()
 
 
-def _log_sum_by_pair(scores_J: Tensor, pairs_J: Tensor, pairs: int) -> Tensor:
-    """`log sum exp` of the scores of each pair, [P]."""
-    largest_P = scores_J.new_full((pairs,), -torch.inf).scatter_reduce(0, pairs_J, scores_J.detach(), "amax")
-    shifted_J = (scores_J - largest_P[pairs_J]).exp()
-    return scores_J.new_zeros(pairs).index_add(0, pairs_J, shifted_J).log() + largest_P
-
-
-def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor) -> Tensor:
+def matrix_loss(image_PD: Tensor, text_PD: Tensor, groups_P: Tensor, scale: Tensor, way: Way) -> Tensor:
     """InfoNCE of the global similarity matrix, the mean of both directions, summed over the local pairs.
 
-    Each rank sweeps its own images against the captions of all ranks once: its rows are then complete, and its share of every
-    column joins the other ranks' shares. Gradients flow to the vectors of all ranks.
+    Each rank sweeps its own images against the captions of all ranks, once for both directions. Gradients flow to the vectors
+    of all ranks.
     """
-    texts_ND, counts = distributed.gather_rows(text_PD)
-    groups_N, _ = distributed.gather_rows(groups_P)
-    row_all_P, row_positive_P, *column_shares_N = contrastive_statistics(image_PD, texts_ND, groups_P, groups_N, scale)
-    shares, _ = distributed.gather_rows(torch.stack(column_shares_N)[None])  # [ranks, 2, N]
-    first = sum(counts[: distributed.rank()])
-    column_all_P, column_positive_P = shares[:, :, first : first + len(text_PD)].logsumexp(0)
+    sums = statistics_over_ranks(image_PD, text_PD, groups_P, groups_P, scale, way)
+    row_all_P, row_positive_P, column_all_P, column_positive_P = sums
     both_ways_P = row_all_P - row_positive_P + column_all_P - column_positive_P
     loss: Tensor = 0.5 * both_ways_P.sum()
     return loss
 
 
-def retrieved_loss(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Tensor) -> Tensor:
+def retrieved_loss(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Tensor, way: Way) -> Tensor:
     """InfoNCE of each caption with the images retrieved for all pairs of the global batch, and of each image with the texts.
 
     Those retrieved for pairs of the same image are the positives, so that what tells them is what they show, not that they were
@@ -150,8 +139,7 @@ def retrieved_loss(outputs: Outputs, batch: Batch, image_PD: Tensor, text_PD: Te
         (text_PD, outputs.image_vectors_ID[found_I], batch.image_pairs_I[found_I]),
         (image_PD, outputs.text_vectors_XD[found_X], batch.text_pairs_X[found_X]),
     ):
-        vectors_ND, _ = distributed.gather_rows(vectors_FD)
-        groups_N, _ = distributed.gather_rows(groups_P[pairs_F])
-        over_all_P, over_own_P, *_ = contrastive_statistics(anchors_PD, vectors_ND, groups_P, groups_N, 1 / outputs.temperature)
+        found_groups_F, scale = groups_P[pairs_F], 1 / outputs.temperature
+        over_all_P, over_own_P, *_ = statistics_over_ranks(anchors_PD, vectors_FD, groups_P, found_groups_F, scale, way)
         loss = loss + 0.5 * torch.where(over_own_P.isfinite(), over_all_P - over_own_P, 0.0).sum()
     return loss

@@ -1,0 +1,86 @@
+"""The CPU's linear layer against float64, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unimo_ds.kernels import linear as module
+from unimo_ds.kernels.linear import linear, matrix_product
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    rows=st.integers(0, 40),
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 40),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    needed=st.booleans(),
+    strided=st.booleans(),
+)
+def test_values_and_gradients(rows: int, inputs: int, outputs: int, dtype: torch.dtype, needed: bool, strided: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, weight, bias, scale = (
+        torch.randn(*shape, generator=generator).to(dtype)
+        for shape in ((rows, 2 * inputs), (outputs, inputs), (outputs,), (rows, outputs))
+    )
+    x = x[:, :inputs] if strided else x[:, :inputs].contiguous()
+    ours = [x.requires_grad_(needed), weight.requires_grad_(), bias.requires_grad_()]
+    exact = [tensor.detach().double().requires_grad_() for tensor in ours]
+    found, expected = linear(*ours), F.linear(*exact)
+    close = {"atol": TOLERANCE[dtype] * inputs**0.5, "rtol": TOLERANCE[dtype]}
+    torch.testing.assert_close(found.double(), expected, **close)
+    found.backward(scale)
+    expected.backward(scale.double())
+    for tensor, whole in zip(ours[not needed :], exact[not needed :], strict=True):
+        assert tensor.grad is not None and tensor.grad.dtype == dtype
+        torch.testing.assert_close(
+            tensor.grad.double(), whole.grad, atol=TOLERANCE[dtype] * (rows + outputs + 1) ** 0.5, rtol=1e-2
+        )
+    assert needed or x.grad is None
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.booleans(), st.sampled_from(list(TOLERANCE)))
+def test_products_of_any_layout(
+    n: int, k: int, m: int, left_by_columns: bool, right_by_columns: bool, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(n)
+    left = torch.randn(*((k, n) if left_by_columns else (n, k)), generator=generator).to(dtype)
+    right = torch.randn(*((m, k) if right_by_columns else (k, m)), generator=generator).to(dtype)
+    left, right = left.T if left_by_columns else left, right.T if right_by_columns else right
+    torch.testing.assert_close(
+        matrix_product(left, right).double(), left.double() @ right.double(), atol=3 * TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )
+
+
+def test_what_is_at_hand_changes_only_the_last_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
+    found = linear(x, weight, bias)
+    monkeypatch.setattr(module, "AT_HAND", False)
+    torch.testing.assert_close(found, linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_the_derivative_cannot_be_derived_again() -> None:
+    """oneDNN's products have no derivative of their own: without an error the second one would be 0."""
+    x, weight, bias = (torch.randn(3, 3, requires_grad=True) for _ in range(3))
+    (first,) = torch.autograd.grad(linear(x, weight, bias[0]).square().sum(), x, create_graph=True)
+    if module.AT_HAND:
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+    else:
+        first.sum().backward()
+
+
+def test_it_compiles_whole() -> None:
+    x, weight, bias = (torch.randn(4, 4, requires_grad=True) for _ in range(3))
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight, bias[0]), linear(x, weight, bias[0]))
+    compiled(x, weight, bias[0]).square().sum().backward()
+    found, x.grad = x.grad, None
+    linear(x, weight, bias[0]).square().sum().backward()
+    assert found is not None and x.grad is not None
+    torch.testing.assert_close(found, x.grad)
