@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -42,7 +42,8 @@ def test_both_inner_products_are_exact_in_fp32(shape: tuple[list[int], list[int]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@pytest.mark.usefixtures("processor")
+@settings(deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shapes(), st.sampled_from([0.0, NO_DROPOUT]))
 def test_bf16_is_as_exact_as_bf16_is(shape: tuple[list[int], list[int]], rate: float) -> None:
     for found, expected in both(*shape, torch.bfloat16, rate):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -99,7 +99,8 @@ def test_autocast_casts_to_float32_and_gradients_back() -> None:
         assert torch.equal(part, whole.to(part.dtype))
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@pytest.mark.usefixtures("processor")
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 12), st.integers(0, 12), st.sampled_from(DTYPES), st.sampled_from([6, 30, 1 << 20]), st.integers(0, 99))
 def test_ignored_entries_are_in_no_sum_and_have_no_gradient(
     rows: int, columns: int, dtype: torch.dtype, chunk: int, seed: int
@@ -121,6 +122,7 @@ def test_ignored_entries_are_in_no_sum_and_have_no_gradient(
         assert not gradient[ignored].any()
 
 
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_columns_far_below_the_rows_they_cross_are_summed_by_themselves(dtype: torch.dtype) -> None:
     """A column whose similarities are 600 less than the largest of their rows: exp(-600) is 0 in float32."""

@@ -66,6 +66,7 @@ def test_log_sums_of_nothing_have_gradients_of_0(rows: int, columns: int) -> Non
         assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
 
 
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
 def test_the_fused_head_in_bf16(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(fused, "_CHUNK_ELEMENTS", chunk)

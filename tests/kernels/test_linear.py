@@ -3,16 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unimo_ds.kernels import linear as module
 from unimo_ds.kernels.linear import linear, matrix_product
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+pytestmark = pytest.mark.usefixtures("processor")
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(0, 40),
     inputs=st.integers(1, 40),
@@ -43,7 +44,7 @@ def test_values_and_gradients(rows: int, inputs: int, outputs: int, dtype: torch
     assert needed or x.grad is None
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.booleans(), st.sampled_from(list(TOLERANCE)))
 def test_products_of_any_layout(
     n: int, k: int, m: int, left_by_columns: bool, right_by_columns: bool, dtype: torch.dtype
@@ -57,18 +58,20 @@ def test_products_of_any_layout(
     )
 
 
-def test_what_is_at_hand_changes_only_the_last_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
-    found = linear(x, weight, bias)
-    monkeypatch.setattr(module, "AT_HAND", False)
-    torch.testing.assert_close(found, linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_are_served(dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(3, 3, dtype=dtype, requires_grad=True) for _ in range(3))
+    found = linear(x, weight, bias[0])
+    found.sum().backward()
+    torch.testing.assert_close(found.double(), F.linear(x.double(), weight.double(), bias[0].double()), atol=1e-2, rtol=1e-2)
+    assert found.dtype == dtype and x.grad is not None and x.grad.dtype == dtype
 
 
 def test_the_derivative_cannot_be_derived_again() -> None:
     """oneDNN's products have no derivative of their own: without an error the second one would be 0."""
     x, weight, bias = (torch.randn(3, 3, requires_grad=True) for _ in range(3))
     (first,) = torch.autograd.grad(linear(x, weight, bias[0]).square().sum(), x, create_graph=True)
-    if module.AT_HAND:
+    if module.FLOAT32_BY_ONEDNN:
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.sum().backward()
     else:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from unimo_ds.kernels.dropout import draw_kept
+from unimo_ds.kernels.linear import product_dtype
 from unimo_ds.kernels.table import WIDTHS
 
 TILE_ROWS = 64  # of one sequence, what a CUDA program works on
@@ -117,7 +118,7 @@ def _forward(
     """
     positions, _, heads, width = qkv.shape
     plan, rows = _plan_of(qkv, cu_seqlens, prefix_lengths), qkv.reshape(-1, width)
-    attended, weights = qkv.new_empty(positions, heads, width), qkv.new_empty(kept)
+    attended, weights = qkv.new_empty(positions, heads, width), qkv.new_empty(kept, dtype=product_dtype(qkv.dtype))
     draw = _Draw(rate, seed)
     for block in plan.blocks:
         query, key, value = block.gathered(rows)
@@ -149,7 +150,7 @@ def _backward(
     draw = _Draw(rate, seed)
     for block in plan.blocks:
         query, key, value = block.gathered(rows)
-        d_mixed = d_rows.index_select(0, block.attended_R).index_fill_(0, block.padding, 0.0).view(value.shape)
+        d_mixed = d_rows.index_select(0, block.attended_R).index_fill_(0, block.padding, 0.0).view(value.shape).to(value.dtype)
         kept = weights[block.weights].view(block.square) if len(weights) else None
         signed = soft = dropped = _signed_weights(query, key, block, draw, None) if kept is None else kept
         if rate:
@@ -159,7 +160,7 @@ def _backward(
         if rate:
             d_weights = torch.ops.aten.threshold_backward(d_weights, signed, 0)
         d_scores = torch._softmax_backward_data(d_weights, soft, -1, soft.dtype)
-        d_block = qkv.new_empty(3, *value.shape)
+        d_block = value.new_empty(3, *value.shape)
         torch.bmm(d_scores, key, out=d_block[0]).mul_(width**-0.5)
         torch.bmm(d_scores.mT, query, out=d_block[1])
         torch.bmm(dropped.mT, d_mixed, out=d_block[2])
@@ -216,7 +217,8 @@ def _forward_fake(
     if on_cuda:
         _check_cuda(qkv)
     log_sums = qkv.new_empty(heads, positions if on_cuda else 0, dtype=torch.float32)
-    return qkv.new_empty(positions, heads, width), log_sums, qkv.new_empty(kept)
+    weights = qkv.new_empty(kept, dtype=qkv.dtype if on_cuda else product_dtype(qkv.dtype))
+    return qkv.new_empty(positions, heads, width), log_sums, weights
 
 
 @_backward.register_fake
@@ -281,9 +283,10 @@ class _Block(NamedTuple):
     bias_B1LL: Tensor
 
     def gathered(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Its scaled queries, its keys and its values, each [B H, L, E]."""
+        """Its scaled queries, its keys and its values, each [B H, L, E], in the type that they are multiplied in."""
         width = rows.shape[-1]
-        query, key, value = rows.index_select(0, self.sources).view(3, *self.square[:2], width)
+        gathered = rows.index_select(0, self.sources).view(3, *self.square[:2], width)
+        query, key, value = gathered.to(product_dtype(rows.dtype))
         return query.mul_(width**-0.5), key, value
 
     def scatter(self, parts: Tensor, stream: Tensor) -> None:
@@ -311,7 +314,8 @@ class _Plan(NamedTuple):
 
 def _plan_of(qkv: Tensor, cu_seqlens: Tensor, prefix_lengths: Tensor) -> _Plan:
     positions, _, heads, _ = qkv.shape
-    plan = _plan(cu_seqlens.numpy().tobytes(), prefix_lengths.numpy().tobytes(), heads, qkv.dtype, _BLOCK_ELEMENTS)
+    dtype = product_dtype(qkv.dtype)
+    plan = _plan(cu_seqlens.numpy().tobytes(), prefix_lengths.numpy().tobytes(), heads, dtype, _BLOCK_ELEMENTS)
     if plan.positions != positions:
         raise ValueError(f"cu_seqlens ends at {plan.positions} but qkv has {positions} positions; they must be equal")
     return plan

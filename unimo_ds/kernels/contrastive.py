@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimo_ds.kernels.linear import matrix_product
+from unimo_ds.kernels.linear import matrix_product, product_dtype
 
 _CHUNK_ROWS, _CHUNK_COLUMNS = 1024, 2048  # of a library product: 4 MB in bf16, and large enough for its full speed
 _PRODUCT_ROWS = 512  # of a product that is added to a sum: enough for full speed, and little has to be held
@@ -211,11 +211,6 @@ def _statistics_dtype(vectors: Tensor) -> torch.dtype:
     return torch.float64 if vectors.dtype == torch.float64 else torch.float32
 
 
-def _multiplied(vectors: Tensor) -> Tensor:
-    """Vectors in the dtype of the products: CPUs have no fp16 ones to speak of."""
-    return vectors.float() if vectors.dtype == torch.float16 else vectors
-
-
 def _slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + max(1, size), count)) for start in range(0, count, max(1, size))]
 
@@ -238,14 +233,13 @@ class _ByGroup:
 
 def _log_sums(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_groups_M: Tensor, scale: Tensor) -> Four:
     """Log-sums of rows over all and over the positives, and of columns."""
-    dtype = _statistics_dtype(x_ND)
-    x_ND, y_MD = _multiplied(x_ND), _multiplied(y_MD)
+    dtype, work = _statistics_dtype(x_ND), product_dtype(x_ND.dtype)
     rows_2N = x_ND.new_full((2, len(x_ND)), -torch.inf, dtype=dtype)
     columns_2M = y_MD.new_full((2, len(y_MD)), -torch.inf, dtype=dtype)
     for columns in _slices(len(y_MD), _CHUNK_COLUMNS):
-        by_group, columns_2K = _ByGroup(y_groups_M[columns]), columns_2M[:, columns]
+        y_KD, by_group, columns_2K = y_MD[columns].to(work), _ByGroup(y_groups_M[columns]), columns_2M[:, columns]
         for rows in _slices(len(x_ND), _CHUNK_ROWS):
-            product_CK = matrix_product(x_ND[rows], y_MD[columns].T)
+            product_CK = matrix_product(x_ND[rows].to(work), y_KD.T)
             groups_C, rows_2C = x_groups_N[rows], rows_2N[:, rows]
             for block in _slices(len(product_CK), _BLOCK_ELEMENTS // product_CK.shape[1]):
                 positives = by_group.positives(groups_C[block])
@@ -288,14 +282,13 @@ def _gradients(
     x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_groups_M: Tensor, scale: Tensor, rows_4N: Tensor, columns_4M: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of both sides and of the scale; `rows` and `columns` are log-sums (all, positive) and their gradients."""
-    dtype, dscale = x_ND.dtype, torch.zeros_like(scale)
-    x_ND, y_MD = _multiplied(x_ND), _multiplied(y_MD)
-    dx, dy = _RunningSum(x_ND), y_MD.new_empty(y_MD.shape, dtype=dtype)
+    dscale, work = torch.zeros_like(scale), product_dtype(x_ND.dtype)
+    dx, dy = _RunningSum(x_ND), y_MD.new_empty(y_MD.shape)
     for columns in _slices(len(y_MD), _CHUNK_COLUMNS):
-        y_KD, by_group, columns_4K = y_MD[columns], _ByGroup(y_groups_M[columns]), columns_4M[:, columns]
+        y_KD, by_group, columns_4K = y_MD[columns].to(work), _ByGroup(y_groups_M[columns]), columns_4M[:, columns]
         dy_KD = y_KD.new_zeros(y_KD.shape, dtype=rows_4N.dtype)
         for rows in _slices(len(x_ND), _CHUNK_ROWS):
-            x_CD = x_ND[rows]
+            x_CD = x_ND[rows].to(work)
             ds_CK = _chunk_gradient(x_CD, y_KD, x_groups_N[rows], by_group, scale, rows_4N[:, rows], columns_4K)
             for part in _slices(len(dy_KD), _PRODUCT_ROWS):
                 dy_KD[part] += matrix_product(ds_CK.T[part], x_CD)
@@ -305,7 +298,7 @@ def _gradients(
                 dx.add(slice(rows.start + part.start, rows.start + part.stop), dx_PD.mul_(scale))
             del ds_CK  # the next one needs its memory
         dy[columns] = dy_KD.mul_(scale)
-    return dx.total_ND.to(dtype), dy, dscale
+    return dx.total_ND.to(x_ND.dtype), dy, dscale
 
 
 def _chunk_gradient(
@@ -361,8 +354,9 @@ class _RunningSum:
     """
 
     def __init__(self, like_ND: Tensor) -> None:
-        self.total_ND = like_ND.new_zeros(like_ND.shape)
-        self._rest_ND = torch.zeros_like(self.total_ND) if like_ND.dtype == torch.bfloat16 else None
+        twofold = like_ND.dtype == torch.bfloat16
+        self.total_ND = like_ND.new_zeros(like_ND.shape, dtype=torch.bfloat16 if twofold else _statistics_dtype(like_ND))
+        self._rest_ND = torch.zeros_like(self.total_ND) if twofold else None
 
     def add(self, rows: slice, terms_PD: Tensor) -> None:
         """Adds to some rows; overwrites the terms."""

@@ -1,13 +1,18 @@
-"""Linear layers on the CPU by the library that multiplies fastest there.
+"""Linear layers and products on the CPU, in the type and by the library that are fastest there.
 
-torch multiplies float32 matrices on a CPU with MKL, which on AMD's processors leaves AVX-512 aside. oneDNN, which torch carries
-for convolutions and bfloat16, multiplies them twice as fast there (docs/performance.md) and as fast as MKL elsewhere; it also
-adds the bias inside the product, where torch first copies it into every row of the result. torch reaches it only through
-`mkldnn::_linear_pointwise`, which its compiler emits; where that is missing, and on a GPU, torch's own product is used.
+Which these are depends on the processor, and a step takes half as long or less for it (docs/performance.md):
+
+- float32: torch multiplies with MKL, which leaves AVX-512 aside where the processor is not Intel's. oneDNN, which torch carries
+  for convolutions and bfloat16, is twice as fast there; on Intel's, MKL is faster. torch reaches oneDNN only through
+  `mkldnn::_linear_pointwise`, which its compiler emits; where that is missing, and on a GPU, torch's own product is used.
+- bfloat16: oneDNN, which torch takes too; here it also adds the bias inside the product, where torch first copies it into every
+  row of the result. An x86 processor without instructions for bfloat16 imitates them, and a float32 product of the same
+  matrices, rounded at the end, takes a quarter of the time; both sum in float32.
 
 Shape suffixes: T rows, I inputs, O outputs.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +20,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+
+def _processor() -> str:
+    """What Linux says of the first core; nothing elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return ""
+
+
+_PROCESSOR = _processor()
 # Without AVX-512 both libraries use the same instructions, and nothing is to be had.
-AT_HAND = (
+ONEDNN = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+FLOAT32_BY_ONEDNN = ONEDNN and "GenuineIntel" not in _PROCESSOR
+BFLOAT16_IMITATED = "avx2" in _PROCESSOR and not any(name in _PROCESSOR for name in ("avx512_bf16", "amx_bf16"))
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which a CPU multiplies tensors of `dtype` fastest: float32 where it would imitate the type."""
+    imitated = dtype == torch.float16 or (dtype == torch.bfloat16 and BFLOAT16_IMITATED)
+    return torch.float32 if imitated else dtype
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
@@ -31,7 +54,7 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
         weight_OI, bias_O: the layer.
     """
     # Never by the number of rows: ranks with and without rows would hand their gradients to ZeRO in different orders.
-    if not AT_HAND or x_TI.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if x_TI.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not _better_than_torch(x_TI.dtype):
         return F.linear(x_TI, weight_OI, bias_O)
     y_TO: Tensor = _Linear.apply(x_TI, weight_OI, bias_O)
     return y_TO
@@ -39,10 +62,21 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
 
 def matrix_product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` of two matrices of one dtype, each of them laid out by rows or by columns; it has no derivative."""
-    # oneDNN refuses empty operands, and torch takes bfloat16 there by itself.
-    if AT_HAND and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() and right.numel():
+    if left.device.type != "cpu":
+        return left @ right
+    work = product_dtype(left.dtype)
+    if work != left.dtype:
+        return matrix_product(left.to(work), right.to(work)).to(left.dtype)
+    # oneDNN refuses empty operands, and torch takes it for bfloat16 by itself.
+    if FLOAT32_BY_ONEDNN and left.dtype == torch.float32 and left.numel() and right.numel():
         return _onednn(left, right.T, None)
     return left @ right
+
+
+def _better_than_torch(dtype: torch.dtype) -> bool:
+    if product_dtype(dtype) != dtype:
+        return True
+    return (dtype == torch.float32 and FLOAT32_BY_ONEDNN) or (dtype == torch.bfloat16 and ONEDNN)
 
 
 def _onednn(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -56,8 +90,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
         ctx.save_for_backward(x_TI, weight_OI)
-        served = x_TI.numel() > 0 and x_TI.dtype in (torch.float32, torch.bfloat16)
-        return _onednn(x_TI, weight_OI, bias_O) if served else torch.addmm(bias_O, x_TI, weight_OI.T)
+        work = product_dtype(x_TI.dtype)
+        operands = x_TI.to(work), weight_OI.to(work), bias_O.to(work)
+        by_onednn = x_TI.numel() > 0 and (work == torch.bfloat16 or FLOAT32_BY_ONEDNN)
+        return (_onednn(*operands) if by_onednn else F.linear(*operands)).to(x_TI.dtype)
 
     @staticmethod
     @once_differentiable
