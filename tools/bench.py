@@ -83,7 +83,7 @@ def main() -> None:
         print(extraction.table(steps, extraction.measure_world()) + "\n")
         rows += steps
     if given.what in ("attention", "all"):
-        kernels = attention.measure_attention(given.rounds)
+        kernels = attention.measure_attention(attention.batches(), given.rounds)
         print(attention.table(kernels) + "\n", flush=True)
         rows += kernels
     if given.what in ("contrastive", "all"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unimo_ds.bench import gpu, gpu_checks, gpu_peers
+from unimo_ds.bench import gpu, gpu_checks, kernel_peers
 from unimo_ds.errors import ConfigError
 from unimo_ds.kernels import counts
 from unimo_ds.kernels.counts import Lengths
@@ -103,7 +103,7 @@ def test_peers_compute_the_same_attention(name: str) -> None:
     lengths = Lengths(np.array([3, 40, 17, 1]), np.array([3, 0, 9, 0]))
     qkv_T3HE = torch.randn(61, 3, 2, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = gpu_peers.ATTENTION[name](lengths, 0.0, _CPU)(qkv_T3HE)
+        found = kernel_peers.ATTENTION[name](lengths, 0.0, _CPU)(qkv_T3HE)
     torch.testing.assert_close(found.double(), gpu_checks.attention_reference(qkv_T3HE.double(), lengths), atol=1e-5, rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unimo_ds.errors import ConfigError
-from unimo_ds.kernels import overview, static_report
+from unimo_ds.kernels import linear, overview, static_report
 from unimo_ds.kernels.static_report import Compiled, Report, problems, read_report, write_report
 from unimo_ds.kernels.table import ARCHITECTURES, architecture_for
 
@@ -83,8 +83,11 @@ def test_an_old_device_is_told_what_it_lacks() -> None:
         architecture_for((7, 5))
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_overview_says_what_runs_here_and_shows_the_report() -> None:
     text = overview.overview([90])
+    assert ("bfloat16 products: made in float32" in text) == linear.BFLOAT16_IMITATED
+    assert ("float32 products: oneDNN's" in text) == linear.FLOAT32_BY_ONEDNN
     assert "every op runs its CPU implementation" in text and "attention: sequences of one padded length" in text
     assert "| sm_90 " in text and "| sm_80 " not in text
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimo_ds.bench import gpu_peers as peers
+from unimo_ds.bench import kernel_peers as peers
 from unimo_ds.bench.gpu_checks import Check, check_all
 from unimo_ds.errors import ConfigError
 from unimo_ds.kernels import counts

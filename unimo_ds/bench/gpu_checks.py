@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimo_ds.bench.gpu_peers import sequences_of
+from unimo_ds.bench.kernel_peers import sequences_of
 from unimo_ds.kernels.attention import Sequences, packed_attention
 from unimo_ds.kernels.contrastive import contrastive_statistics
 from unimo_ds.kernels.counts import Lengths

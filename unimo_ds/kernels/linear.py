@@ -46,6 +46,19 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if imitated else dtype
 
 
+def choices() -> dict[str, str]:
+    """How a CPU's products are made on this machine, and why, for people."""
+    if FLOAT32_BY_ONEDNN:
+        float32 = "oneDNN's, for MKL leaves AVX-512 aside on a processor that is not Intel's"
+    else:
+        float32 = "torch's own"
+    if BFLOAT16_IMITATED:
+        bfloat16 = "made in float32, for this processor has no instructions for bfloat16; a run in fp32 is as fast"
+    else:
+        bfloat16 = "oneDNN's, the bias added inside" if ONEDNN else "torch's own"
+    return {"float32 products": float32, "bfloat16 products": bfloat16}
+
+
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """`x weight^T + bias`, [T, O].
 

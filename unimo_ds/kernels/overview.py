@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from unimo_ds.errors import ConfigError
-from unimo_ds.kernels import static_report
+from unimo_ds.kernels import linear, static_report
 from unimo_ds.kernels.table import ARCHITECTURES, WIDTHS, architecture_for
 
 _CPU = {
@@ -43,7 +43,7 @@ def overview(architectures: Sequence[int] | None) -> str:
 def _devices() -> Iterator[str]:
     if not torch.cuda.is_available():
         yield "no CUDA device is visible: every op runs its CPU implementation"
-        for op, how in _CPU.items():
+        for op, how in {**_CPU, **linear.choices()}.items():
             yield f"  {op}: {how}"
         return
     for number in range(torch.cuda.device_count()):

@@ -42,15 +42,16 @@ def padded_sdpa(lengths: Lengths, rate: float, device: torch.device) -> Attend:
     column_L = torch.arange(int(lengths.lengths_S.max()), device=device)
     inside_SL = column_L < lengths_S[:, None]
     sources_SL = (lengths_S.cumsum(0) - lengths_S)[:, None] + torch.minimum(column_L, lengths_S[:, None] - 1)
+    sources = sources_SL.flatten()
     reach_SL = torch.minimum(torch.maximum(prefixes_S[:, None], column_L + 1), lengths_S[:, None])
     seen_S1LL = (column_L < reach_SL[..., None])[:, None]
     places_T = inside_SL.flatten().nonzero()[:, 0]
 
     def attend(qkv_T3HE: Tensor) -> Tensor:
-        padded_SL3HE = qkv_T3HE[sources_SL]
+        padded_SL3HE = qkv_T3HE.index_select(0, sources).view(*sources_SL.shape, *qkv_T3HE.shape[1:])
         query, key, value = padded_SL3HE.permute(2, 0, 3, 1, 4)
         mixed_SHLE = F.scaled_dot_product_attention(query, key, value, attn_mask=seen_S1LL, dropout_p=rate)
-        return mixed_SHLE.transpose(1, 2).flatten(0, 1)[places_T]
+        return mixed_SHLE.transpose(1, 2).flatten(0, 1).index_select(0, places_T)
 
     return attend
 
