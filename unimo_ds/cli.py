@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unimo_ds.errors import UnimoError
+from unimo_ds.errors import ConfigError, UnimoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, as many as you like")]
@@ -205,6 +205,8 @@ def kernels(
     """Which kernels run on this machine, and why; what they compile to. --compile ends with 1 where a kernel got worse."""
     from unimo_ds.kernels.overview import check_compiled, overview
 
+    if counts and (compile_ or update or architecture):
+        raise ConfigError("--counts is of no architecture and compiles nothing: give it alone")
     if counts:
         from unimo_ds.kernels.counts import table
 

@@ -19,7 +19,7 @@ from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config
 from unimo_ds.data.corpus import Corpus, prepare_corpora
 from unimo_ds.data.loader import PretrainingData, StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, find_checkpoint, read_state, read_weights, resume, save_checkpoint
-from unimo_ds.engine.engine import Engine, StepResult, learning_rate
+from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError, UnimoError
@@ -42,6 +42,7 @@ def pretrain(config: RunConfig) -> Path | None:
         UnimoError: the configuration, an input or the run folder is wrong; the message says what to do.
     """
     nvidia_apex.check(config.model.layer_norm, config.training.optimizer)
+    check_settings(config.training)
     here = distributed.initialise(config.training.collective_timeout_seconds)
     tokenizer = Tokenizer(config.data.tokenizer)
     corpora = _open_corpora(config)

@@ -92,3 +92,43 @@ def test_every_replaced_method_is_deepspeeds(path: Path) -> None:
         "unscale_and_clip_grads",
         "__avg_scatter_grads",
     }
+
+
+def test_a_deepspeed_that_lacks_what_is_read_keeps_its_own_update(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    from unimo_ds.engine import lean_zero3
+
+    expected_norms, expected = updates(path, "fp32", [1.0, 50.0])
+    monkeypatch.setattr(lean_zero3, "_READ", (*lean_zero3._READ, "what no version has"))
+    norms, state = updates(path, "fp32", [1.0, 50.0])
+    assert norms == pytest.approx(expected_norms, rel=1e-5)
+    for name, parts in expected.items():
+        torch.testing.assert_close(state[name]["weight"], parts["weight"], atol=1e-6, rtol=1e-5)
+
+
+def test_a_huge_gradient_is_clipped_and_not_skipped(path: Path) -> None:
+    (norm,), state = updates(path, "fp32", [1e21])
+    _, before = updates(path, "fp32", [0.0])
+    assert 1e19 < norm < float("inf")
+    assert any(not torch.equal(state[name]["weight"], parts["weight"]) for name, parts in before.items())
+
+
+@pytest.mark.parametrize("frozen", ["first.weight", "second.bias"])
+def test_a_parameter_that_is_frozen_after_the_start_does_not_disturb_the_others(
+    monkeypatch: pytest.MonkeyPatch, path: Path, frozen: str
+) -> None:
+    def run() -> tuple[list[float], dict[str, Tensor]]:
+        distributed.initialise(60)
+        training = TrainingSection.model_validate({"steps": 9, "learning_rate": 0.01, "precision": "fp32", "deepspeed": path})
+        engine = Engine(Fit, lambda m: [{"params": list(m.parameters())}], training)
+        dict(engine.module.named_parameters())[frozen].requires_grad_(False)
+        batches = torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(1))
+        norms = [engine.step(step, list(batches[step]), 1.0).gradient_norm for step in range(3)]
+        moving = [(name, parameter) for name, parameter in engine.module.named_parameters() if name != frozen]
+        return norms, {name: engine._read(parameter, None).clone() for name, parameter in moving}
+
+    norms, weights = run()
+    monkeypatch.setattr(module, "lighten", lambda optimizer: None)
+    expected_norms, expected = run()
+    assert norms == pytest.approx(expected_norms, rel=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=1e-5, msg=name)

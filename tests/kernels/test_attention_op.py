@@ -132,10 +132,30 @@ def test_what_no_cuda_kernel_has_is_refused_with_what_there_is(width: int, dtype
 
 
 def test_wrong_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"shape \[34, 2, 2, 32\]; give \[positions, 3, heads, head width\]"):
+    with pytest.raises(ValueError, match=r"shape \[34, 2, 2, 32\]; give floats \[positions, 3, heads, head width\]"):
         packed_attention(random_qkv()[:, :2], cut(LENGTHS, PREFIXES), 0.0)
     with pytest.raises(ValueError, match="ends at 34 but qkv has 33 positions"):
         packed_attention(random_qkv()[1:], cut(LENGTHS, PREFIXES), 0.0)
+    with pytest.raises(ValueError, match=r"qkv is torch\.int64.*give floats"):
+        packed_attention(torch.zeros(34, 3, 2, 32, dtype=torch.int64), cut(LENGTHS, PREFIXES), 0.0)
+
+
+def test_sequences_that_do_not_fit_are_named() -> None:
+    right = cut(LENGTHS, PREFIXES)
+    for wrong, words in (
+        (right._replace(prefix_lengths_S=right.prefix_lengths_S.long()), r"int32, torch\.int64, torch\.int32; give int32"),
+        (right._replace(prefix_lengths_S=right.prefix_lengths_S[1:]), r"shapes \[5\], \[3\], .*give \[S\+1\], \[S\], \[N, 4\]"),
+        (right._replace(cu_seqlens_S1=right.cu_seqlens_S1 + 5), "must begin with 0 and never fall"),
+        (right._replace(cu_seqlens_S1=torch.tensor([0, 20, 5, 25, 34], dtype=torch.int32)), "must begin with 0 and never fall"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            packed_attention(random_qkv(), wrong, 0.0)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_a_rate_that_is_no_rate_is_named(rate: float) -> None:
+    with pytest.raises(ValueError, match=f"rate is {rate}.*0 to below 1"):
+        packed_attention(random_qkv(), cut(LENGTHS, PREFIXES), rate)
 
 
 def test_a_view_and_a_gradient_of_any_strides_are_as_good_as_copies() -> None:

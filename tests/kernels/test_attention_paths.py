@@ -42,6 +42,16 @@ def test_both_inner_products_are_exact_in_fp32(shape: tuple[list[int], list[int]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_large_scores_do_not_pass_the_mask() -> None:
+    """Scores of tens of thousands: a mask that adds -1e4 would let later words through."""
+    lengths, prefixes = [64, 30], [0, 11]
+    generator = torch.Generator().manual_seed(0)
+    qkv = 300 * torch.randn(94, 3, HEADS, WIDTH, generator=generator)
+    found = packed_attention(qkv, cut(lengths, prefixes), 0.0)
+    torch.testing.assert_close(found.double(), reference(qkv.double(), lengths, prefixes), atol=1e-2, rtol=1e-4)
+    assert found.isfinite().all()
+
+
 @pytest.mark.usefixtures("processor")
 @settings(deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shapes(), st.sampled_from([0.0, NO_DROPOUT]))

@@ -203,3 +203,13 @@ def test_tensors_that_do_not_fit_are_named() -> None:
         contrastive_statistics(x, y[:, :5], x_groups, y_groups, scale)
     with pytest.raises(ValueError, match=r"\[N\], \[M\]"):
         contrastive_statistics(x, y, y_groups, y_groups, scale)
+    with pytest.raises(ValueError, match=r"scale of shape \(3,\): wants int64, int64, \[1\]"):
+        contrastive_statistics(x, y, x_groups, y_groups, scale.expand(3))
+    with pytest.raises(ValueError, match=r"groups of torch\.float32 and torch\.int64"):
+        contrastive_statistics(x, y, x_groups.float(), y_groups, scale)
+    with pytest.raises(ValueError, match=r"are on cpu, meta: wants one device"):
+        contrastive_statistics(x, y.to("meta"), x_groups, y_groups, scale)
+    with FakeTensorMode(), torch.device("cuda"), pytest.raises(ValueError, match="float64"):
+        groups = torch.empty(3, dtype=torch.int64)
+        x = torch.empty(3, 6, dtype=torch.float64)
+        contrastive_statistics(x, x, groups, groups, torch.empty(1, dtype=torch.float64))

@@ -109,6 +109,7 @@ def test_few_pairs_are_computed_in_vain() -> None:
     mixed = counts.mixed_batch()
     kinds = [(mixed.prefixes_S == mixed.lengths_S).sum(), (mixed.prefixes_S == 0).sum()]
     assert kinds == [86, 85] and (mixed.prefixes_S <= mixed.lengths_S).all()
+    assert max(counts.query_tiles(mixed).pairs, counts.key_tiles(mixed).pairs) <= 2.1 * counts.pairs_needed(mixed)
 
 
 def test_work_of_attention_counted_by_hand() -> None:

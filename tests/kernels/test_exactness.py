@@ -86,6 +86,25 @@ def test_the_fused_head_in_bf16(monkeypatch: pytest.MonkeyPatch, chunk: int) -> 
         assert float((mine.grad.double() - theirs.grad).norm()) < 2e-2 * float(theirs.grad.norm())
 
 
+def test_a_scaled_loss_does_not_leave_the_range_of_fp16() -> None:
+    """The largest gradient is a number of fp16; the inputs times the scaled loss are not."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        (size * torch.randn(*shape, generator=generator)).half() for size, shape in ((20, (4, 8)), (0.1, (6, 8)), (1, (6,)))
+    ]
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    labels = torch.tensor([0, 1, 5, 5])
+    (6000 * linear_cross_entropy(ours[0], ours[1], ours[2], labels)).sum().backward()
+    (6000 * F.cross_entropy(F.linear(*exact), labels, reduction="none")).sum().backward()
+    assert float(exact[0].detach().abs().max()) * 6000 > torch.finfo(torch.float16).max
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        representable = theirs.grad.abs() < torch.finfo(torch.float16).max
+        assert mine.grad[representable].isfinite().all()
+        assert float((mine.grad.double() - theirs.grad)[representable].norm()) < 1e-2 * float(theirs.grad[representable].norm())
+
+
 @pytest.mark.parametrize("chunk", [1, 20, 1 << 24])
 def test_the_fused_head_passes_the_numerical_check_of_its_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Losses are float32 by contract, so steps are wide and the tolerance follows."""

@@ -87,3 +87,37 @@ def test_it_compiles_whole() -> None:
     linear(x, weight, bias[0]).square().sum().backward()
     assert found is not None and x.grad is not None
     torch.testing.assert_close(found, x.grad)
+
+
+@pytest.mark.long
+def test_it_compiles_by_the_default_backend() -> None:
+    x, weight, bias = (torch.randn(4, 4, requires_grad=True) for _ in range(3))
+    compiled = torch.compile(linear, fullgraph=True)
+    torch.testing.assert_close(compiled(x, weight, bias[0]), linear(x, weight, bias[0]))
+    half = [tensor.detach().bfloat16() for tensor in (x, weight, bias[0])]
+    torch.testing.assert_close(compiled(*half), linear(*half), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_leading_axes_and_what_needs_no_gradient(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((2, 3, 4), (5, 4), (5,)))
+    found = linear(x.requires_grad_(), weight, bias)
+    torch.testing.assert_close(found, F.linear(x, weight, bias), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    found.sum().backward()
+    assert found.shape == (2, 3, 5) and x.grad is not None and x.grad.shape == x.shape
+    alone = linear(x.detach(), weight.requires_grad_(), bias)
+    (gradient,) = torch.autograd.grad(alone.sum(), weight)
+    assert gradient.shape == weight.shape
+
+
+def test_types_that_differ_are_torchs_error_on_every_processor() -> None:
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(torch.randn(2, 3).bfloat16(), torch.randn(4, 3), torch.randn(4))
+
+
+def test_autocast_casts_as_it_does_for_torchs_own() -> None:
+    x, weight, bias = torch.randn(5, 4), torch.randn(3, 4), torch.randn(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = linear(x, weight, bias), F.linear(x, weight, bias)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)

@@ -52,6 +52,13 @@ def test_the_vocabulary_of_roberta_with_its_first_and_last_word(dtype: torch.dty
     check(normal(2, 50265, scale=2.0, dtype=dtype), normal(50265, scale=1.0, dtype=dtype), torch.tensor([0, 50264]))
 
 
+def test_a_label_out_of_range_gives_nan_and_reads_nothing_foreign() -> None:
+    memory = torch.full((3, 16), 7.0)
+    memory[:, :10] = normal(3, 10, scale=1.0, dtype=torch.float32)
+    losses = losses_and_errors_(memory[:, :10], torch.zeros(10), torch.tensor([9, -100, 10]), INTERPRETED)
+    assert losses.isnan().tolist() == [False, True, True]
+
+
 def test_rows_that_lie_apart_and_nothing_between_them_is_touched() -> None:
     memory = torch.full((3, 48), 7.0)
     memory[:, :37] = normal(3, 37, scale=2.0, dtype=torch.float32)

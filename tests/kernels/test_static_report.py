@@ -33,7 +33,8 @@ def test_a_kernel_that_starts_to_spill_is_found_with_any_version(triton: str) ->
 @pytest.mark.parametrize("triton", ["3.8.0", "4.0.0"])
 def test_a_kernel_that_loses_its_matrix_instructions_is_found_with_any_version(triton: str) -> None:
     found = list(problems(changed(triton, tensor_cores={"mma.sync": 64}), GOLDEN))
-    assert found[0] == "sm_90 two: has lost its wgmma instructions (8 in the golden file)"
+    assert found[0] == "sm_90 two: has lost its wgmma instructions (8 in the golden file, 0 now)"
+    assert "8 in the golden file, 3 now" in next(problems(changed(triton, tensor_cores={"wgmma": 3}), GOLDEN))
 
 
 def test_other_numbers_count_with_the_same_version_only() -> None:
@@ -63,7 +64,7 @@ def test_the_kept_report_covers_the_table_and_nothing_in_it_spills() -> None:
 
 
 def test_products_of_16_bit_types_use_the_tensor_cores_of_their_architecture() -> None:
-    kind = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05"}
+    kind = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05"}  # a new architecture is named here too
     for name, facts in read_report().kernels.items():
         architecture, kernel = name.split(" ", 1)
         if ("bf16" in name or "fp16" in name) and "error" not in kernel:  # errors of logits are made without a product
@@ -90,6 +91,16 @@ def test_the_overview_says_what_runs_here_and_shows_the_report() -> None:
     assert ("float32 products: oneDNN's" in text) == linear.FLOAT32_BY_ONEDNN
     assert "every op runs its CPU implementation" in text and "attention: sequences of one padded length" in text
     assert "| sm_90 " in text and "| sm_80 " not in text
+
+
+def test_a_part_of_the_golden_file_is_not_made_with_another_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_report(GOLDEN, tmp_path / "report.json")
+    monkeypatch.setattr(static_report, "read_report", lambda: read_report(tmp_path / "report.json"))
+    monkeypatch.setattr(static_report, "write_report", lambda report: write_report(report, tmp_path / "report.json"))
+    with pytest.raises(ConfigError, match=r"made with Triton 3\.8\.0, this is 4\.0\.0; compile all"):
+        overview._keep(Report("4.0.0", {"sm_80 one": KERNEL}), [80])
+    overview._keep(Report("3.8.0", {"sm_80 one": KERNEL}), [80])
+    assert list(read_report(tmp_path / "report.json").kernels) == ["sm_80 one", "sm_90 one", "sm_90 two"]
 
 
 def test_an_architecture_without_rows_is_refused() -> None:

@@ -11,6 +11,7 @@ V vocabulary.
 import math
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ from unimo_ds.kernels.linear_cross_entropy import linear_cross_entropy
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 WIDTHS = (32, 64, 128)
 _HEADS, _RATE, _SIGMAS = 2, 0.1, 5.0
+_MANY_BLOCKS = 4200, 8300, 40  # rows, columns, width: more of both than the gradient's kernel takes at once
+_MANY_CHUNKS = 700, 50265, 64  # targets, vocabulary, width: more than one chunk of logits
 _SHORT = Lengths(np.array([1, 37, 100, 128, 64, 17]), np.array([1, 37, 0, 50, 64, 3]))  # for dropout: no longer than E
 _MIXED = Lengths(np.append(_SHORT.lengths_S, [300, 257]), np.append(_SHORT.prefixes_S, [140, 257]))
 
@@ -189,33 +192,49 @@ def statistics_reference(x_ND: Tensor, y_MD: Tensor, scale: Tensor, x_groups_N: 
 
 def _contrastive(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     torch.manual_seed(0)
-    x_groups_N, y_groups_M = torch.randint(-1, 60, (150,)), torch.randint(-1, 60, (130,))
-    for width in (40, 768):
-        x_ND, y_MD = (F.normalize(torch.randn(count, width), dim=1) for count in (150, 130))
+    shapes = [(150, 130, 40), (150, 130, 768)]
+    if dtype == torch.bfloat16:
+        shapes.append(_MANY_BLOCKS)
+    for rows, columns, width in shapes:
+        groups = torch.randint(-1, 60, (rows,)), torch.randint(-1, 60, (columns,))
+        x_ND, y_MD = (F.normalize(torch.randn(count, width), dim=1) for count in (rows, columns))
         yield from _compared(
             "contrastive",
-            f"width {width}",
+            f"{rows:,} x {columns:,}, width {width}",
             dtype,
             device,
             {"x": x_ND, "y": y_MD, "scale": torch.tensor([14.0])},
-            lambda x, y, scale: torch.cat(contrastive_statistics(x, y, x_groups_N.to(device), y_groups_M.to(device), scale)),
-            lambda x, y, scale: statistics_reference(x, y, scale, x_groups_N, y_groups_M),
+            partial(_statistics, groups=groups, device=device),
+            partial(statistics_reference, x_groups_N=groups[0], y_groups_M=groups[1]),
         )
+
+
+def _statistics(x_ND: Tensor, y_MD: Tensor, scale: Tensor, groups: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
+    x_groups_N, y_groups_M = (part.to(device) for part in groups)
+    return torch.cat(contrastive_statistics(x_ND, y_MD, x_groups_N, y_groups_M, scale))
 
 
 def _cross_entropy(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     torch.manual_seed(0)
-    labels_M = torch.randint(0, 5003, (70,))
-    inputs = {"hidden": torch.randn(70, 96), "weight": torch.randn(5003, 96) / 4, "bias": torch.randn(5003)}
-    yield from _compared(
-        "cross-entropy",
-        "70 targets",
-        dtype,
-        device,
-        inputs,
-        lambda hidden, weight, bias: linear_cross_entropy(hidden, weight, bias, labels_M.to(device)),
-        lambda hidden, weight, bias: F.cross_entropy(F.linear(hidden, weight, bias), labels_M, reduction="none"),
-    )
+    shapes = [(70, 5003, 96)]
+    if dtype == torch.bfloat16:
+        shapes.append(_MANY_CHUNKS)
+    for targets, vocabulary, width in shapes:
+        labels_M = torch.randint(0, vocabulary, (targets,))
+        hidden_MD, weight_VD = torch.randn(targets, width), torch.randn(vocabulary, width) / 4
+        yield from _compared(
+            "cross-entropy",
+            f"{targets} targets of {vocabulary:,} words",
+            dtype,
+            device,
+            {"hidden": hidden_MD, "weight": weight_VD, "bias": torch.randn(vocabulary)},
+            partial(linear_cross_entropy, labels_M=labels_M.to(device)),
+            partial(_losses_of_logits, labels_M=labels_M),
+        )
+
+
+def _losses_of_logits(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor, labels_M: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden_MD, weight_VD, bias_V), labels_M, reduction="none")
 
 
 _CHECKS: list[tuple[str, Callable[[torch.device, torch.dtype], Iterator[Check]]]] = [

@@ -60,6 +60,20 @@ def deepspeed_config(training: TrainingSection) -> dict[str, Any]:
     return {**content, **ours}
 
 
+def check_settings(training: TrainingSection) -> None:
+    """Refuses, before any work is done, what the engine would refuse later.
+
+    Raises:
+        ConfigError: the DeepSpeed file is wrong, or LAMB is asked for under ZeRO.
+    """
+    stage = deepspeed_config(training).get("zero_optimization", {}).get("stage", 0)
+    if training.optimizer == "apex_lamb" and stage:
+        raise ConfigError(
+            f"training.optimizer = apex_lamb with ZeRO stage {stage}: LAMB scales each parameter's update by its norm, "
+            "and ZeRO shows it flat pieces of many; set training.deepspeed=ds_configs/zero0.json, or training.optimizer=adamw"
+        )
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step reports: what the module measured on this rank, and the norm of the joined gradient."""
@@ -86,6 +100,7 @@ class Engine:
         training: TrainingSection,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
+        check_settings(training)
         deepspeed = _import_deepspeed()
         if not torch.cuda.is_available():
             keep_freed_memory()
@@ -290,15 +305,13 @@ def _partitioned_init(deepspeed: Any, content: dict[str, Any]) -> AbstractContex
 
 
 def _optimizer(groups: list[dict[str, object]], training: TrainingSection, content: dict[str, Any]) -> torch.optim.Optimizer:
-    """torch's fused AdamW, DeepSpeed's CPUAdam where the optimizer is offloaded, or apex's LAMB.
-
-    Raises:
-        ConfigError: LAMB is asked for under ZeRO, or is not there.
-    """
+    """torch's fused AdamW, DeepSpeed's CPUAdam where the optimizer is offloaded, or apex's LAMB."""
     # The rate is set before every update; until then 0, so that no wrapper changes weights at start.
     settings: dict[str, Any] = {"lr": 0.0, "betas": training.betas, "eps": training.epsilon}
     if training.optimizer == "apex_lamb":
-        return _lamb(groups, settings, content)
+        # Gradients are clipped by the engine (training.gradient_clipping); apex would clip at 1.0 once more.
+        lamb: torch.optim.Optimizer = nvidia_apex.fused_lamb()(groups, max_grad_norm=float("inf"), **settings)
+        return lamb
     offload = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     if offload != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -306,15 +319,3 @@ def _optimizer(groups: list[dict[str, object]], training: TrainingSection, conte
         offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
         return offloaded
     return torch.optim.AdamW(groups, fused=True, **settings)
-
-
-def _lamb(groups: list[dict[str, object]], settings: dict[str, Any], content: dict[str, Any]) -> torch.optim.Optimizer:
-    stage = content.get("zero_optimization", {}).get("stage", 0)
-    if stage:
-        raise ConfigError(
-            f"training.optimizer = apex_lamb with ZeRO stage {stage}: LAMB scales each parameter's update by its norm, "
-            "and ZeRO shows it flat pieces of many; set training.deepspeed=ds_configs/zero0.json, or training.optimizer=adamw"
-        )
-    # Gradients are clipped by the engine (training.gradient_clipping); apex would clip at 1.0 once more.
-    lamb: torch.optim.Optimizer = nvidia_apex.fused_lamb()(groups, max_grad_norm=float("inf"), **settings)
-    return lamb

@@ -32,7 +32,7 @@ TILE_ROWS = 64  # of one sequence, what a CUDA program works on
 CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MULTIPLE = 8  # padded lengths: products are a fifth slower at odd ones
 _BLOCK_ELEMENTS = 1 << 18  # scores computed at a time: what stays in a core's cache from product to product
-_HIDDEN = -1e4  # added to masked scores; the original's value, finite so that padded rows stay finite (unimo-spec, 3)
+_HIDDEN = -math.inf  # added to masked scores; the original adds -1e4, which large scores can pass (unimo-spec, 3)
 
 Ints = npt.NDArray[np.int64]
 
@@ -81,20 +81,35 @@ def packed_attention(qkv_T3HE: Tensor, sequences: Sequences, rate: float) -> Ten
     Args:
         qkv_T3HE: queries, keys and values; float32, bfloat16 or float16, on a CPU float64 too. Under autocast it is bfloat16.
         sequences: of this batch, on the same device.
-        rate: probability with which an attention weight is dropped; 0 outside training. The draws are seeded by torch's default
-            generator of the device.
+        rate: probability with which an attention weight is dropped, below 1; 0 outside training. The draws are seeded by
+            torch's default generator of the device.
 
     Returns:
         [T, H, E], the attended values.
 
     Raises:
-        ValueError: a shape is wrong, or a CUDA tensor has a head width or type that the kernel is not compiled for.
+        ValueError: a shape or type is wrong, the sequences do not fit the stream, or a CUDA tensor has a head width or type
+            that the kernel is not compiled for.
     """
-    if qkv_T3HE.dim() != 4 or qkv_T3HE.shape[1] != 3:
-        raise ValueError(f"qkv has shape {list(qkv_T3HE.shape)}; give [positions, 3, heads, head width]")
+    _check(qkv_T3HE, sequences, rate)
     seed_2 = torch.randint(1 << 62, (2,), device=qkv_T3HE.device) if rate else None
     attended: Tensor = _forward(qkv_T3HE, *sequences, rate, seed_2, _weights_to_keep(qkv_T3HE, sequences))[0]
     return attended
+
+
+def _check(qkv_T3HE: Tensor, sequences: Sequences, rate: float) -> None:
+    if qkv_T3HE.dim() != 4 or qkv_T3HE.shape[1] != 3 or not all(qkv_T3HE.shape[2:]) or not qkv_T3HE.is_floating_point():
+        raise ValueError(
+            f"qkv is {qkv_T3HE.dtype} of shape {list(qkv_T3HE.shape)}; give floats [positions, 3, heads, head width]"
+        )
+    cu_seqlens, prefix_lengths, tiles = sequences
+    if any(part.dtype != torch.int32 for part in sequences):
+        raise ValueError(f"cu_seqlens, prefix_lengths and tiles are {', '.join(str(p.dtype) for p in sequences)}; give int32")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] != prefix_lengths.shape[0] + 1 or tiles.dim() != 2 or tiles.shape[1] != 4:
+        shapes = ", ".join(str(list(part.shape)) for part in sequences)
+        raise ValueError(f"cu_seqlens, prefix_lengths and tiles have shapes {shapes}; give [S+1], [S], [N, 4]")
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate is {rate}; a weight is dropped with a probability of 0 to below 1")
 
 
 def _weights_to_keep(qkv_T3HE: Tensor, sequences: Sequences) -> int:
@@ -270,7 +285,7 @@ class _Block(NamedTuple):
         sources: int64 [3 R], the row of `qkv` [T 3 H, E] that each of its queries, keys and values is.
         attended_R: int64, which row of [T H, E] each row is.
         padding: int64, which of its rows are padding.
-        bias_B1LL: 0 where a key is visible and -1e4 where not.
+        bias_B1LL: 0 where a key is visible and -inf where not; every row, padding too, sees its sequence's first key.
     """
 
     spans: list[tuple[int, int]]
@@ -325,6 +340,8 @@ def _plan_of(qkv: Tensor, cu_seqlens: Tensor, prefix_lengths: Tensor) -> _Plan:
 def _plan(cu_seqlens: bytes, prefixes: bytes, heads: int, dtype: torch.dtype, block_elements: int) -> _Plan:
     starts_S1, prefixes_S = np.frombuffer(cu_seqlens, np.int32).astype(np.int64), np.frombuffer(prefixes, np.int32)
     lengths_S = np.diff(starts_S1)
+    if starts_S1[0] != 0 or (lengths_S < 0).any():
+        raise ValueError(f"cu_seqlens is {starts_S1.tolist()[:8]}..; it must begin with 0 and never fall")
     padded_S = -(-lengths_S // _MULTIPLE) * _MULTIPLE
     blocks: list[_Block] = []
     weights = 0

@@ -39,23 +39,35 @@ def contrastive_statistics(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_gro
         x_ND, y_MD: vectors, both bf16, fp16 or fp32; on the CPU also float64, and then the results are float64 too.
         x_groups_N, y_groups_M: int64; entries of equal group are positives. A negative group marks an ignored entry: it is in
             no sum, its own sums are -inf and its gradient is 0.
-        scale: float32 [1] (float64 with float64 vectors), what similarities are multiplied with (the inverse temperature).
+        scale: float32 [1] (float64 with float64 vectors), what similarities are multiplied with (1 / temperature); not 0.
 
     Returns:
         `row_all_N, row_positive_N, column_all_M, column_positive_M`, float32; -inf where there is nothing to sum.
 
     Raises:
-        ValueError: shapes or dtypes do not fit each other.
+        ValueError: shapes, dtypes or devices do not fit each other.
     """
-    if x_ND.dtype not in _DTYPES or x_ND.dtype != y_MD.dtype:
+    check_inputs(x_ND, y_MD, x_groups_N, y_groups_M, scale)
+    statistics: Four = statistics_op(x_ND, y_MD, x_groups_N, y_groups_M, scale)
+    return statistics
+
+
+def check_inputs(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_groups_M: Tensor, scale: Tensor) -> None:
+    """Refuses what `contrastive_statistics` cannot take, by a ValueError."""
+    dtypes = _DTYPES[:3] if x_ND.is_cuda else _DTYPES
+    if x_ND.dtype not in dtypes or x_ND.dtype != y_MD.dtype:
         raise ValueError(
             f"vectors of {x_ND.dtype} and {y_MD.dtype}: wants the same of bf16, fp16, fp32 (CPU: float64): cast one"
         )
     if x_ND.shape[1:] != y_MD.shape[1:] or x_groups_N.shape != x_ND.shape[:1] or y_groups_M.shape != y_MD.shape[:1]:
         shapes = [tuple(tensor.shape) for tensor in (x_ND, y_MD, x_groups_N, y_groups_M)]
         raise ValueError(f"x, y and their groups have shapes {shapes}: wants [N, D], [M, D], [N], [M]")
-    statistics: Four = statistics_op(x_ND, y_MD, x_groups_N, y_groups_M, scale)
-    return statistics
+    if x_groups_N.dtype != torch.int64 or y_groups_M.dtype != torch.int64 or scale.shape != (1,):
+        given = f"groups of {x_groups_N.dtype} and {y_groups_M.dtype}, a scale of shape {tuple(scale.shape)}"
+        raise ValueError(f"{given}: wants int64, int64, [1]")
+    devices = {str(tensor.device) for tensor in (x_ND, y_MD, x_groups_N, y_groups_M, scale)}
+    if len(devices) > 1:
+        raise ValueError(f"x, y, their groups and the scale are on {', '.join(sorted(devices))}: wants one device")
 
 
 def log_sums_by_row(scores_J: Tensor, rows_J: Tensor, rows: int) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from unimo_ds import distributed
 from unimo_ds.distributed import Passing
-from unimo_ds.kernels.contrastive import Four, contrastive_statistics, statistics_backward_op, statistics_op
+from unimo_ds.kernels.contrastive import Four, check_inputs, contrastive_statistics, statistics_backward_op, statistics_op
 
 Way = Literal["auto", "gather", "ring"]
 Arrived = Callable[[], list[Tensor]]
@@ -54,6 +54,7 @@ def statistics_over_ranks(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_grou
     Returns:
         `row_all_N, row_positive_N, column_all_M, column_positive_M`.
     """
+    check_inputs(x_ND, y_MD, x_groups_N, y_groups_M, scale)
     if distributed.world_size() == 1:
         return contrastive_statistics(x_ND, y_MD, x_groups_N, y_groups_M, scale)
     length = max(1, distributed.largest_over_ranks(len(y_MD), y_MD.device))

@@ -1,5 +1,6 @@
 """One place where Triton kernels are started, so that what is tested, compiled ahead of time and run is the same host code."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,16 +19,19 @@ class Launcher:
     """
 
     architecture: int
+    device: torch.device | None = None  # None: what is current, or a CPU
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, launch: Launch, **constants: Any) -> None:
         """Starts `kernel` on `grid` programs; `launch` gives the warps and stages, `constants` the rest it is compiled for."""
-        kernel[grid](*args, **constants, num_warps=launch.warps, num_stages=launch.stages)
+        # Triton launches on the current device, whichever the tensors are on.
+        with torch.cuda.device(self.device) if self.device is not None else nullcontext():
+            kernel[grid](*args, **constants, num_warps=launch.warps, num_stages=launch.stages)
 
 
 @lru_cache
 def launcher_for(device: torch.device) -> Launcher:
     """The launcher of a CUDA device."""
-    return Launcher(architecture_for(torch.cuda.get_device_capability(device)))
+    return Launcher(architecture_for(torch.cuda.get_device_capability(device)), device)
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,14 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """`x weight^T + bias`, [T, O].
 
     Args:
-        x_TI: inputs in the weight's dtype; T may be 0.
+        x_TI: inputs in the weight's dtype, with any number of leading axes; T may be 0.
         weight_OI, bias_O: the layer.
     """
     # Never by the number of rows: ranks with and without rows would hand their gradients to ZeRO in different orders.
-    if x_TI.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not _better_than_torch(x_TI.dtype):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not _better_than_torch(x_TI, weight_OI):
         return F.linear(x_TI, weight_OI, bias_O)
-    y_TO: Tensor = _Linear.apply(x_TI, weight_OI, bias_O)
-    return y_TO
+    y_TO: Tensor = _Linear.apply(x_TI.flatten(0, -2), weight_OI, bias_O)
+    return y_TO.view(*x_TI.shape[:-1], weight_OI.shape[0])
 
 
 def matrix_product(left: Tensor, right: Tensor) -> Tensor:
@@ -86,7 +86,10 @@ def matrix_product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def _better_than_torch(dtype: torch.dtype) -> bool:
+def _better_than_torch(x_TI: Tensor, weight_OI: Tensor) -> bool:
+    dtype = x_TI.dtype
+    if x_TI.device.type != "cpu" or x_TI.dim() < 2 or weight_OI.dtype != dtype:
+        return False
     if product_dtype(dtype) != dtype:
         return True
     return (dtype == torch.float32 and FLOAT32_BY_ONEDNN) or (dtype == torch.bfloat16 and ONEDNN)
@@ -114,4 +117,5 @@ class _Linear(torch.autograd.Function):
         x_TI, weight_OI = ctx.saved_tensors
         (d_y_TO,) = gradients
         d_x_TI = matrix_product(d_y_TO, weight_OI) if ctx.needs_input_grad[0] else None
-        return d_x_TI, matrix_product(d_y_TO.T, x_TI), d_y_TO.sum(0)
+        d_weight_OI = matrix_product(d_y_TO.T, x_TI) if ctx.needs_input_grad[1] else None
+        return d_x_TI, d_weight_OI, d_y_TO.sum(0) if ctx.needs_input_grad[2] else None

@@ -16,6 +16,7 @@ from torch import Tensor
 from unimo_ds.kernels.linear import matrix_product
 
 _CHUNK_ELEMENTS = 1 << 25  # logits of a chunk: 64 MB in bf16
+_SMALLEST = 1e-30  # a divisor that is not 0
 _BLOCK_ELEMENTS = 1 << 19  # logits turned into errors at a time, in float32: what stays in a core's cache from pass to pass
 
 
@@ -27,7 +28,7 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor, l
     Args:
         hidden_MD: inputs in the weight's dtype.
         weight_VD, bias_V: the layer.
-        labels_M: int64 in 0 .. V-1.
+        labels_M: int64 in 0 .. V-1; others raise on a CPU, and on a GPU, which does not look ahead, give a loss of NaN.
     """
     losses: Tensor = linear_cross_entropy_op(hidden_MD, weight_VD, bias_V, labels_M)[0]
     return losses
@@ -89,7 +90,10 @@ def _gradients(
     d_losses: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, errors: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = d_losses[:, None]
-    scaled = (hidden * scale).to(weight.dtype)
+    # In units of the largest gradient, so that a scaled loss does not leave the range of float16.
+    unit = scale.abs().max().clamp_min(_SMALLEST) if weight.dtype == torch.float16 and len(scale) else None
+    scale_in_units = scale if unit is None else scale / unit
+    scaled = (hidden * scale_in_units).to(weight.dtype)
     chunks = _chunks(len(hidden), len(weight))
     d_hidden, d_bias = hidden.new_empty(hidden.shape), torch.zeros_like(bias, dtype=torch.float32)
     d_weight = None
@@ -100,9 +104,11 @@ def _gradients(
         d_hidden[chunk] = matrix_product(errors_CV, weight).mul_(scale[chunk])
         product_VD = matrix_product(errors_CV.T, scaled[chunk])
         d_weight = product_VD if d_weight is None else d_weight.add_(product_VD)  # no zeros have to be made first
-        d_bias += (scale[chunk].T.to(errors_CV.dtype) @ errors_CV)[0]
+        d_bias += (scale_in_units[chunk].T.to(errors_CV.dtype) @ errors_CV)[0]
     if d_weight is None:
         d_weight = weight.new_zeros(weight.shape)
+    if unit is not None:
+        d_weight, d_bias = d_weight.mul_(unit), d_bias.mul_(unit)
     return d_hidden, d_weight, d_bias.to(bias.dtype)
 
 

@@ -43,7 +43,9 @@ def _losses_and_errors(logits, bias, labels, losses, stride, V, STEP: tl.constex
     row = logits + tl.program_id(0).to(tl.int64) * stride
     label = tl.load(labels + tl.program_id(0))
     # Read before the second pass overwrites it; the reductions between are a barrier for all threads of the program.
-    chosen = tl.load(row + label).to(tl.float32) + tl.load(bias + label).to(tl.float32)
+    inside = (label >= 0) & (label < V)  # a label out of range gives NaN, and no foreign memory is read
+    chosen = tl.load(row + label, mask=inside, other=float("nan")).to(tl.float32)
+    chosen += tl.load(bias + label, mask=inside, other=0.0).to(tl.float32)
     lanes_B = tl.arange(0, STEP)
     whole = V // STEP * STEP  # steps without a mask, so that loads are wide though V is odd; the rest is one step with a mask
     largest_B, sum_B = tl.full((STEP,), _LOWEST, tl.float32), tl.zeros((STEP,), tl.float32)
@@ -69,7 +71,7 @@ def losses_and_errors_(logits_MV: Tensor, bias_V: Tensor, labels_M: Tensor, laun
         logits_MV: bfloat16, float16 or float32; overwritten. Rows may be further apart than V: where their distance is a
             multiple of 16, loads and stores are wide (V = 50,265 alone is odd).
         bias_V: of any of these types; added in float32.
-        labels_M: int64 in 0 .. V-1.
+        labels_M: int64 in 0 .. V-1; the loss of any other is NaN.
         launcher: of the device.
 
     Raises:

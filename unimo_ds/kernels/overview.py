@@ -81,7 +81,8 @@ def check_compiled(architectures: Sequence[int] | None, processes: int, update: 
     """Compiles the shipped kernels and compares with the golden file, or makes what was compiled the golden file.
 
     Raises:
-        ConfigError: an architecture is unknown, or nothing can be compiled here.
+        ConfigError: an architecture is unknown, nothing can be compiled here, or a part of the golden file would be kept of
+            another version of Triton than the rest.
     """
     chosen = _wanted(architectures)
     if _triton_version() is None:
@@ -89,10 +90,20 @@ def check_compiled(architectures: Sequence[int] | None, processes: int, update: 
     from unimo_ds.kernels.static_triton import compile_shipped
 
     found = compile_shipped(chosen, processes)
-    if update:
-        rest = [architecture for architecture in ARCHITECTURES if architecture not in chosen]
-        kept = static_report.read_report().only(rest).kernels if static_report.GOLDEN.exists() else {}
-        static_report.write_report(static_report.Report(found.triton, static_report.in_order({**kept, **found.kernels})))
+    if update and not any(facts.spilled for facts in found.kernels.values()):
+        _keep(found, chosen)
     wrong = list(static_report.problems(found, static_report.read_report().only(chosen)))
     verdict = wrong or [f"{len(found.kernels)} kernels: nothing spills, nothing has lost its tensor-core instructions"]
     return CompileReport("\n".join([static_report.table(found.kernels), "", *verdict]), wrong)
+
+
+def _keep(found: static_report.Report, chosen: Sequence[int]) -> None:
+    rest = [architecture for architecture in ARCHITECTURES if architecture not in chosen]
+    golden = static_report.read_report()
+    kept = golden.only(rest).kernels
+    if kept and golden.triton != found.triton:
+        raise ConfigError(
+            f"--update: the golden file was made with Triton {golden.triton}, this is {found.triton}; compile all "
+            "architectures, so that one version made all of it"
+        )
+    static_report.write_report(static_report.Report(found.triton, static_report.in_order({**kept, **found.kernels})))

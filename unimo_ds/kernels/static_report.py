@@ -18,7 +18,7 @@ class Compiled:
 
     Attributes:
         registers: of a thread.
-        spilled: bytes of a thread's registers that are kept in local memory.
+        spilled: bytes of a thread's stack, where registers are spilled to.
         shared: bytes of shared memory of a program, static and dynamic.
         tensor_cores: number of tensor-core instructions in the code by kind; kinds that do not occur are left out.
     """
@@ -71,8 +71,10 @@ def problems(found: Report, golden: Report) -> Iterator[str]:
         if before is None:
             yield f"{name}: is not in the golden file; look at its numbers and keep them with `unimo-ds kernels --update`"
             continue
-        for kind in before.tensor_cores.keys() - facts.tensor_cores.keys():
-            yield f"{name}: has lost its {kind} instructions ({before.tensor_cores[kind]} in the golden file)"
+        for kind, count in before.tensor_cores.items():
+            if facts.tensor_cores.get(kind, 0) < count / 2:  # another version may count a little otherwise
+                left = facts.tensor_cores.get(kind, 0)
+                yield f"{name}: has lost its {kind} instructions ({count} in the golden file, {left} now)"
         if found.triton == golden.triton and facts != before:
             yield f"{name}: is now {facts}, in the golden file {before}; if it is right, `unimo-ds kernels --update`"
 
