@@ -44,8 +44,9 @@ def _losses_and_errors(logits, bias, labels, losses, stride, V, STEP: tl.constex
     label = tl.load(labels + tl.program_id(0))
     # Read before the second pass overwrites it; the reductions between are a barrier for all threads of the program.
     inside = (label >= 0) & (label < V)  # a label out of range gives NaN, and no foreign memory is read
-    chosen = tl.load(row + label, mask=inside, other=float("nan")).to(tl.float32)
-    chosen += tl.load(bias + label, mask=inside, other=0.0).to(tl.float32)
+    safe = tl.where(inside, label, 0)
+    chosen = tl.load(row + safe).to(tl.float32) + tl.load(bias + safe).to(tl.float32)
+    chosen = tl.where(inside, chosen, float("nan"))
     lanes_B = tl.arange(0, STEP)
     whole = V // STEP * STEP  # steps without a mask, so that loads are wide though V is odd; the rest is one step with a mask
     largest_B, sum_B = tl.full((STEP,), _LOWEST, tl.float32), tl.zeros((STEP,), tl.float32)
