@@ -42,7 +42,7 @@ $(VENV)/.ready: setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet 'torch>=2.6' torchvision
-	$(BIN)/python -m pip install --quiet --editable '.[report,augment,bench,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[report,augment,tasks,bench,dev]'
 	touch $@
 
 clean:

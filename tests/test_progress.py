@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from unimo_ds.progress import Progress, track
+from unimo_ds.progress import Progress, format_duration, track
 
 
 def test_a_log_file_gets_a_line_every_few_seconds_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +84,17 @@ def test_time_left_is_told_while_there_is_some(done: int, total: int, left: bool
     progress = Progress("reading", total)
     progress.advance(done)
     assert ("left" in progress.line()) == left
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3725, "1:02:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_progress_says_count_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("reading", 200, "images") as progress:
+        progress._start -= 10
+        progress.advance(50)
+        assert "reading: 50/200 images, 5.0 images/s, 0:10 so far, 0:30 left" in progress.line()
+        progress.advance(150)
+    assert "200/200" in capsys.readouterr().err

@@ -58,3 +58,16 @@ def test_no_box_has_no_overlap_and_no_location() -> None:
 
 def test_regions_are_counted_by_their_boxes() -> None:
     assert [len(random_regions(np.random.default_rng(0), count)) for count in (0, 1, 7)] == [0, 1, 7]
+
+
+def test_location_features_of_a_known_box() -> None:
+    found = location_features(np.array([[10, 20, 60, 80]], "f4"), width=100, height=200)
+    np.testing.assert_allclose(found, [[0.1, 0.1, 0.6, 0.4, 0.15]], rtol=1e-6)
+
+
+def test_overlap_of_known_boxes() -> None:
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 3]], "f4")
+    found = intersection_over_union(boxes)
+    assert found[0, 1] == pytest.approx(50 / 150) and found[0, 2] == 0 and found[0, 0] == 1
+    assert np.isfinite(found).all(), "an empty box overlaps nothing"
+    np.testing.assert_array_equal(found, found.T)

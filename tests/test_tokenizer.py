@@ -132,3 +132,39 @@ def test_any_text_comes_back_from_its_ids(tokenizer: Tokenizer, text: str) -> No
     (ids,) = tokenizer.encode([text])
     assert tokenizer._fast.decode(ids, clean_up_tokenization_spaces=False) == text
     assert all(4 <= index < tokenizer.mask for index in ids), "no special id, whatever stands in the text"
+
+
+def test_special_ids_are_roberta_s(tokenizer: Tokenizer) -> None:
+    vocabulary = json.loads((tokenizer.folder / "vocab.json").read_text())
+    assert [vocabulary[token] for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    assert vocabulary["<mask>"] == tokenizer.mask == tokenizer.size - 1
+
+
+@pytest.mark.parametrize("text", [*TEXTS[:3], "unseen wörds ☃", "a,b. c!"])
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer.decode(ids) == text and min(ids) >= 4
+
+
+def test_words_and_punctuation_begin_units(tokenizer: Tokenizer) -> None:
+    (ids,) = tokenizer.encode(["the unseenable cup."])
+    starts = tokenizer.starts_word_V[ids]
+    pieces = [tokenizer.token(index) for index in ids]
+    assert "".join(pieces) == "the unseenable cup."
+    assert [piece for piece, first in zip(pieces, starts, strict=True) if first][-1] == "."
+    assert starts.sum() <= 4 < len(ids), "the pieces of one word are one unit"
+    assert [piece for piece, first in zip(pieces, starts, strict=True) if first and piece[0] == " "]
+
+
+def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, 380, tmp_path)
+    assert Tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def test_a_folder_that_is_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no vocab\.json and no merges\.txt: not a tokenizer folder"):
+        Tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "vocab.json").write_text('{"a": 0, "<mask>": 1}')
+    with pytest.raises(DataError, match="special tokens have ids"):
+        Tokenizer(tmp_path)

@@ -26,7 +26,7 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_POSITION, FIRST_WORD, IGNORED, PackedText, Sequence, ViewMaker
 from unimo_ds.engine.checkpoint import find_checkpoint, read_state, read_weights
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
-from unimo_ds.metrics import chance_of_recall, recall_at
+from unimo_ds.metrics.ranking import chance_of_recall, recall_at
 from unimo_ds.model.generation import generate_greedily
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.regions import Regions

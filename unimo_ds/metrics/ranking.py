@@ -1,4 +1,4 @@
-"""Scores of predictions against the truth: pure functions of arrays."""
+"""Recall of retrieval, and what random scores would reach."""
 
 import numpy as np
 import numpy.typing as npt
