@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format bench clean system
+.PHONY: demo demo-tasks test check format bench clean system
 
 demo: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo
+
+# After `make demo`: its model fine-tuned on the tasks of its world.
+demo-tasks: $(VENV)/.ready system
+	$(BIN)/unimo-ds demo-tasks
 
 test: $(VENV)/.ready system
 	$(BIN)/python -m pytest -q --durations=15

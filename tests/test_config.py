@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config, parse_config
+from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config, load_finetune_config, parse_config
 from unimo_ds.engine.engine import deepspeed_config
 from unimo_ds.errors import ConfigError
 
@@ -39,6 +39,17 @@ def test_every_recipe_loads_and_names_an_existing_deepspeed_file(recipe: Path, m
     assert sum(corpus.per_step for corpus in config.data.corpora) > 0
     assert deepspeed_config(config.training)["zero_optimization"]["stage"] == 3
     assert parse_config(yaml.safe_load(dump_config(config)), "dumped") == config
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes/tasks").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_of_a_task_loads(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_finetune_config(recipe)
+    assert deepspeed_config(config.training)["zero_optimization"]["stage"] == 3
+    training = config.training.for_examples(1000)
+    assert training.steps == config.training.epochs * (1000 // config.training.batch_size) > training.warmup_steps
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_finetune_config(tmp_path / "dumped.yaml") == config
 
 
 def test_what_is_dumped_is_read_back_equal(tmp_path: Path) -> None:

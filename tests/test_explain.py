@@ -27,7 +27,7 @@ from unimo_ds.data.loader import PretrainingData
 from unimo_ds.data.order import Draw
 from unimo_ds.data.plan import Item
 from unimo_ds.data.sequences import IGNORED
-from unimo_ds.engine.checkpoint import checkpoint_name, read_weights
+from unimo_ds.engine.checkpoint import checkpoint_name, read_model_weights
 from unimo_ds.engine.run_log import RunLog, SampleLog
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
 from unimo_ds.explain.command import explain_step
@@ -89,7 +89,7 @@ def write_checkpoint(run: Path, step: int, seed: int = 0) -> Path:
 
 def model_of(checkpoint: Path) -> Unimo:
     unimo = Unimo(load_config(checkpoint / "config.yaml").model)
-    unimo.load_state_dict(read_weights(checkpoint, prefix=""))
+    unimo.load_state_dict(read_model_weights(checkpoint))
     return unimo.eval()
 
 

@@ -23,6 +23,28 @@ def pretrain(config: Annotated[Path, typer.Argument(help="the run, as YAML")], o
 
 
 @app.command()
+def finetune(config: Annotated[Path, typer.Argument(help="the run, as YAML")], overrides: Overrides = None) -> None:
+    """Fine-tune in this process; for several ranks start `deepspeed --module unimo_ds.finetune` or srun with the same words."""
+    from unimo_ds import distributed
+    from unimo_ds.finetune import main as run
+
+    distributed.leave(run([str(config), *(overrides or [])]))
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="a fine-tuning run, whose best checkpoint is taken, or a checkpoint")],
+    out: Annotated[Path, typer.Option(help="folder for one file a set")],
+    overrides: Overrides = None,
+) -> None:
+    """Predictions for the dev and test sets of a fine-tuning run, in the form of the task's public evaluation."""
+    from unimo_ds.finetune import predict_sets
+
+    for file in predict_sets(run, out, overrides or []):
+        typer.echo(file)
+
+
+@app.command()
 def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], overrides: Overrides = None) -> None:
     """Tokenise a run's corpora ahead of the run; done before, it is reused."""
     from unimo_ds.config import load_config
@@ -45,10 +67,11 @@ def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], ov
 
 @app.command()
 def evaluate(run: Annotated[Path, typer.Argument(help="a run folder or a checkpoint")], overrides: Overrides = None) -> None:
-    """Retrieval, masked words and captions of a checkpoint on its held-out pairs; writes evaluation.json."""
+    """What a checkpoint is worth on its held-out pairs, or a fine-tuned one on its dev sets; writes evaluation.json."""
     from unimo_ds.evaluate import evaluate_checkpoint
+    from unimo_ds.finetune import evaluate_finetuned, is_finetuned
 
-    evaluate_checkpoint(run, overrides or [])
+    (evaluate_finetuned if is_finetuned(run) else evaluate_checkpoint)(run, overrides or [])
 
 
 @app.command()
@@ -226,6 +249,14 @@ def demo() -> None:
     from unimo_ds.demo.life import run_demo
 
     run_demo()
+
+
+@app.command()
+def demo_tasks() -> None:
+    """After `demo`: its model fine-tuned on the world's tasks, beside a model of random weights."""
+    from unimo_ds.demo.tasks import run_task_demo
+
+    run_task_demo()
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -136,6 +138,14 @@ def shares(items: int, at_once: int) -> Iterator[list[int]]:
     mine = starts[rank() :: world_size()]
     for number in range(-(-len(starts) // world_size())):
         yield list(range(mine[number], min(mine[number] + at_once, items))) if number < len(mine) else []
+
+
+def rows_in_order(parts: Sequence[tuple[Sequence[int], npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
+    """The rows of all ranks by item number, on every rank: what the batches of `shares` gave, each with its numbers."""
+    everywhere = [part for rank in gather_objects(list(parts)) for part in rank if part[0]]
+    numbers = np.concatenate([numbers for numbers, _ in everywhere])
+    rows = np.concatenate([rows for _, rows in everywhere])
+    return rows[np.argsort(numbers)]
 
 
 def leave(code: int) -> NoReturn:

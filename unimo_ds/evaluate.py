@@ -24,7 +24,7 @@ from unimo_ds.data.order import Draw, generator
 from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_POSITION, FIRST_WORD, IGNORED, PackedText, Sequence, ViewMaker
-from unimo_ds.engine.checkpoint import find_checkpoint, read_state, read_weights
+from unimo_ds.engine.checkpoint import find_checkpoint, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.metrics.ranking import chance_of_recall, recall_at
 from unimo_ds.model.generation import generate_greedily
@@ -177,19 +177,11 @@ def _similarities(unimo: Unimo, pairs: HeldOut, width: int) -> npt.NDArray[np.fl
     for numbers in distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE):
         views = [pairs.views.whole_text(pairs.corpus.tokens(pairs.captions[number])) for number in numbers]
         texts.append((numbers, _run(unimo, pack_alone([], views, width, limit)).text_vectors_XD.cpu().numpy()))
-    return _in_order(texts) @ _in_order(images).T
+    return distributed.rows_in_order(texts) @ distributed.rows_in_order(images).T
 
 
 def _run(unimo: Unimo, batch: Batch) -> Any:
     return unimo(batch.to(distributed.device()))
-
-
-def _in_order(parts: list[tuple[list[int], npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
-    """Rows of all ranks, by item number."""
-    everywhere = [part for rank in distributed.gather_objects(parts) for part in rank if part[0]]
-    numbers = np.concatenate([numbers for numbers, _ in everywhere])
-    rows = np.concatenate([rows for _, rows in everywhere])
-    return rows[np.argsort(numbers)]
 
 
 def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOut) -> dict[str, float]:
@@ -329,7 +321,7 @@ def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
     if detector:  # a model of texts alone knows none
         pairs.expect_detector(detector, f"the checkpoint {checkpoint}")
     unimo = Unimo(config.model)
-    unimo.load_state_dict(read_weights(checkpoint, prefix=""))
+    unimo.load_state_dict(read_model_weights(checkpoint))
     unimo.to(distributed.device())
     evaluation = evaluate_model(unimo, pairs, config.model.feature_width)
     if distributed.rank() == 0:

@@ -3,33 +3,28 @@
 Started by `unimo-ds pretrain`, by `deepspeed --module unimo_ds.pretrain`, by `torchrun -m unimo_ds.pretrain` or by `srun`.
 """
 
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unimo_ds import distributed, nvidia_apex
-from unimo_ds.batch import Counts
+from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config
 from unimo_ds.data.corpus import Corpus, prepare_corpora
 from unimo_ds.data.loader import PretrainingData, StepData, load_steps
-from unimo_ds.engine.checkpoint import Extras, find_checkpoint, read_state, read_weights, resume, save_checkpoint
+from unimo_ds.engine.checkpoint import Extras, find_checkpoint, read_state, read_weights, resume
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
-from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
-from unimo_ds.engine.signals import StopRequest
-from unimo_ds.errors import CheckpointError, ConfigError, StoreError, UnimoError
+from unimo_ds.engine.run_log import RunLog, forget_after
+from unimo_ds.errors import CheckpointError, ConfigError, StoreError
 from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out, write_evaluation
 from unimo_ds.model.unimo import Unimo, parameter_groups
 from unimo_ds.objectives.meter import readings
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals, loss_weights
-from unimo_ds.progress import format_duration
 from unimo_ds.rewrites import LEVELS
 from unimo_ds.tokenizer import Tokenizer
+from unimo_ds.training_run import Interval, TrainingRun, start
 
 
 def pretrain(config: RunConfig) -> Path | None:
@@ -67,9 +62,8 @@ def pretrain(config: RunConfig) -> Path | None:
     log = RunLog(config.folder, enabled=here.rank == 0)
     log.start(dump_config(config), {corpus.name: _manifest(corpus) for corpus in corpora}, here.world_size, step)
     log.say(_opening(config, engine, corpora, step))
-    run = _Run(config, engine, data, held_out, log, SampleLog(config.folder, here.rank, config.training.log_samples), detector)
     try:
-        return run.train(step)
+        return PretrainingRun(config, engine, data, held_out, log, detector).train(step)
     finally:
         log.close()
 
@@ -166,6 +160,11 @@ def _build_engine(config: RunConfig, checkpoint: Path | None) -> Engine:
 
     source = checkpoint or config.init
     weights = read_weights(source) if source is not None else None
+    if weights is not None:
+        with torch.device("meta"):
+            missing = [name for name, _ in build().named_parameters() if name not in weights]
+        if missing:
+            raise CheckpointError(f"{source}: lacks {', '.join(missing[:3])} and others: it was fine-tuned for a task")
     return Engine(build, lambda module: parameter_groups(module, config.training.weight_decay), config.training, weights)
 
 
@@ -199,25 +198,8 @@ def _candidates_in_words(config: RunConfig, corpora: Sequence[Corpus]) -> str:
     return (", ".join(drawn) or "no candidates") + without
 
 
-@dataclass
-class _Interval:
-    """What has been summed up since the last line of the log."""
-
-    start: float
-    measured: Tensor | None = None
-    steps: int = 0
-    positions: float = 0.0
-    waited: float = 0.0
-
-    def add(self, measured: Tensor, positions: float, waited: float) -> None:
-        self.measured = measured if self.measured is None else self.measured + measured
-        self.steps += 1
-        self.positions += positions
-        self.waited += waited
-
-
-class _Run:
-    """One run of the loop."""
+class PretrainingRun(TrainingRun):
+    """A run over a mixture of corpora."""
 
     def __init__(
         self,
@@ -226,80 +208,28 @@ class _Run:
         data: PretrainingData,
         held_out: HeldOut | None,
         log: RunLog,
-        samples: SampleLog,
         detector: dict[str, Any],
     ) -> None:
-        self._config, self._training, self._engine, self._data = config, config.training, engine, data
-        self._held_out, self._log, self._samples, self._detector = held_out, log, samples, detector
+        super().__init__(config.folder, config.seed, config.training, engine, log)
+        self._config, self._data, self._held_out, self._detector = config, data, held_out, detector
         self._per_step = sum(corpus.per_step for corpus in config.data.corpora)
-        self._started = time.monotonic()
-        self._first_step = 0
 
-    def train(self, step: int) -> Path | None:
-        """Trains from `step` to the end, or until asked to stop; returns the last checkpoint."""
-        self._first_step = step
-        stop = StopRequest()
-        interval = _Interval(time.monotonic())
-        checkpoint: Path | None = None
-        try:
-            waiting = time.monotonic()
-            for step_data in load_steps(
-                self._data, step, self._training.steps, self._config.data.workers, self._config.data.prefetch_steps
-            ):
-                waited = time.monotonic() - waiting
-                totals, stopping = self._agree(step_data, stop)
-                if stopping:
-                    return self._stop(step, stop)
-                result = self._step(step_data, totals)
-                step = step_data.step + 1
-                interval.add(result.measured, totals.positions, waited)
-                if step % self._training.log_every == 0 or step == self._training.steps:
-                    self._report(step, interval, result)
-                    interval = _Interval(time.monotonic())
-                if step % self._training.checkpoint_every == 0 or step == self._training.steps:
-                    checkpoint = self._save(step)
-                if self._evaluation_due(step):  # after the save: whatever it meets, the training is kept
-                    self._evaluate(step)
-                    interval.start = time.monotonic()
-                waiting = time.monotonic()
-        finally:
-            stop.restore()
-        if distributed.rank() == 0 and checkpoint is not None:
-            # An exit code alone is not trusted: teardown of the process group can abort after the work is done.
-            (self._config.folder / "DONE").write_text(f"{step}\n", encoding="utf-8")
-        self._log.say(f"done: {self._config.folder}")
-        return checkpoint
+    def _steps(self, first: int) -> Iterator[StepData[Batch]]:
+        data = self._config.data
+        return load_steps(self._data, first, self._training.steps, data.workers, data.prefetch_steps)
+
+    def _totals(self, counts: list[float]) -> Totals:
+        return Totals(*counts)
 
     def _evaluation_due(self, step: int) -> bool:
         every = self._config.evaluation.every if self._config.evaluation else 0
         return step == self._training.steps or (every > 0 and step % every == 0)
 
-    def _agree(self, step_data: StepData, stop: StopRequest) -> tuple[Totals, bool]:
-        """Sums the counts of all ranks, and learns whether any rank was asked to stop, in one message."""
-        late = self._training.stop_after_minutes
-        wants = stop.received is not None or (late is not None and time.monotonic() - self._started > 60 * late)
-        counts = sum((batch.counts() for batch in step_data.batches), Counts(0, 0, 0, 0, 0)).tensor()
-        message = torch.cat([counts, torch.tensor([int(wants)])]).to(distributed.device())
-        *totals, wanting = distributed.sum_over_ranks(message).tolist()
-        for problem in step_data.problems:
-            print(f"WARNING: step {step_data.step + 1}: {problem}", file=sys.stderr, flush=True)
-        return Totals(*map(float, totals)), wanting > 0
-
-    def _step(self, step_data: StepData, totals: Totals) -> StepResult:
-        # Dropout is a function of (seed, step, rank), so that a resumed run repeats it without stored generator states.
-        torch.manual_seed(hash((self._config.seed, step_data.step, distributed.rank())) & 0x7FFFFFFF)
-        batches = [batch.to(distributed.device()) for batch in step_data.batches]
-        result = self._engine.step(step_data.step, batches, totals)
-        self._samples.write(step_data.step + 1, [(draw.corpus, draw.number, draw.index) for draw in step_data.draws])
-        return result
-
-    def _report(self, step: int, interval: _Interval, result: StepResult) -> None:
-        """One line of the log: losses are means over the interval, the rest is of the last step."""
-        assert interval.measured is not None
-        sums = distributed.sum_over_ranks(interval.measured).tolist()
+    def _report(self, step: int, interval: Interval, result: StepResult) -> None:
+        """Losses are means over the interval, the rest is of the last step."""
+        sums = interval.sums()
         losses = {f"loss/{name}": value / interval.steps for name, value in zip(NAMES, sums, strict=False)}
         weights = loss_weights(self._config.objectives)
-        seconds = time.monotonic() - interval.start
         temperature = self._temperature()
         values: dict[str, float | int] = {
             "step": step,
@@ -310,17 +240,14 @@ class _Run:
             "grad_norm": result.gradient_norm,
             "temperature": temperature,
             **readings(sums[len(NAMES) :]),
-            "positions_per_second": interval.positions / seconds,
-            "data_wait": interval.waited / seconds,
+            **interval.speed(),
         }
         self._log.write(values)
-        done = step - self._first_step
-        left = (time.monotonic() - self._started) / done * (self._training.steps - step)
         parts = "  ".join(f"{name} {losses[f'loss/{name}']:.3f}" for name, weight in zip(NAMES, weights, strict=True) if weight)
         self._log.say(
             f"step {step}/{self._training.steps}  loss {values['loss']:.3f}  {parts}  lr {values['lr']:.1e}  "
             f"|g| {result.gradient_norm:.2f}  t {temperature:.3f}  {values['positions_per_second']:,.0f} positions/s  "
-            f"data wait {100 * values['data_wait']:.0f} %  {format_duration(left)} left"
+            f"data wait {100 * values['data_wait']:.0f} %  {self._left(step)} left"
         )
 
     def _temperature(self) -> float:
@@ -346,7 +273,7 @@ class _Run:
             f"{100 * numbers['eval/mlm_accuracy']:.1f} % right"
         )
 
-    def _save(self, step: int) -> Path | None:
+    def _extras(self, step: int) -> Extras:
         config = self._config
         state = {
             "step": step,
@@ -355,36 +282,12 @@ class _Run:
             "detector": self._detector,
             "world_size": distributed.world_size(),
         }
-        extras = Extras(dump_config(config), state, config.data.tokenizer)
-        started = time.monotonic()
-        saved = save_checkpoint(self._engine, config.folder / "checkpoints", step, extras, self._training.keep_checkpoints)
-        if saved is not None:
-            self._log.say(f"saved {saved} in {time.monotonic() - started:.1f} s")
-        return saved
-
-    def _stop(self, step: int, stop: StopRequest) -> Path | None:
-        """Saves and leaves; a file tells the batch script that the job wants to be started again."""
-        reason = stop.received or "another rank's request, or training.stop_after_minutes"
-        self._log.say(f"asked to stop ({reason}) after step {step}: saving")
-        saved = self._save(step) if step > self._first_step else None
-        if distributed.rank() == 0:
-            (self._config.folder / "REQUEUE").write_text(f"{step}\n", encoding="utf-8")
-        return saved
+        return Extras(dump_config(config), state, config.data.tokenizer)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """`CONFIG.yaml [a.b=c ...]`, as every launcher calls it; returns the exit code."""
-    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("--local_rank")]
-    if not words or words[0].startswith("-"):
-        print("usage: python -m unimo_ds.pretrain CONFIG.yaml [key.path=value ...]", file=sys.stderr)
-        return 2
-    try:
-        pretrain(load_config(Path(words[0]), words[1:]))
-    except UnimoError as error:
-        if distributed.environment().rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return start("unimo_ds.pretrain", lambda path, overrides: pretrain(load_config(path, overrides)), arguments)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def sequences(batch: Batch) -> Counter[tuple[object, ...]]:
     )
 
 
-def everything(steps: list[StepData]) -> Counter[tuple[object, ...]]:
+def everything(steps: list[StepData[Batch]]) -> Counter[tuple[object, ...]]:
     return sum((sequences(batch) for data in steps for batch in data.batches), Counter())
 
 

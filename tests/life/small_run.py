@@ -154,7 +154,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(config: Path, world: int, *overrides: str) -> list[subprocess.Popen[str]]:
+def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[subprocess.Popen[str]]:
     """Starts the ranks of a run as a launcher would, with torchrun's variables."""
     port = str(free_port())
     processes = []
@@ -163,7 +163,7 @@ def start(config: Path, world: int, *overrides: str) -> list[subprocess.Popen[st
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "unimo_ds.pretrain", str(config), *overrides],
+                [sys.executable, "-m", module, str(config), *overrides],
                 env={**environment(), **variables},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -179,13 +179,13 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list
     return [process.communicate(timeout=timeout)[0] for process in processes]
 
 
-def run(config: Path, world: int, *overrides: str) -> list[str]:
+def run(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[str]:
     """Runs to the end; the outputs of the ranks.
 
     Raises:
         AssertionError: a rank failed, with what it printed.
     """
-    processes = start(config, world, *overrides)
+    processes = start(config, world, *overrides, module=module)
     outputs = finish(processes)
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return outputs

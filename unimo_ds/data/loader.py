@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +21,18 @@ from unimo_ds.errors import DamagedRecordError, UnimoError
 from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import Tokenizer
 
+M = TypeVar("M", bound="MicroBatch")
+
+
+class MicroBatch(Protocol):
+    """Pre-training's `Batch`, or one of a task with its labels."""
+
+    def pin_memory(self: M) -> M:
+        """The same in page-locked memory."""
+
 
 @dataclass(frozen=True)
-class StepData:
+class StepData(Generic[M]):
     """What one rank needs for one optimizer step.
 
     Attributes:
@@ -33,16 +43,16 @@ class StepData:
     """
 
     step: int
-    batches: list[Batch]
+    batches: list[M]
     draws: list[Draw]
     problems: list[str]
 
-    def pin_memory(self) -> "StepData":
+    def pin_memory(self) -> "StepData[M]":
         """Called by torch's DataLoader."""
         return StepData(self.step, [batch.pin_memory() for batch in self.batches], self.draws, self.problems)
 
 
-class PretrainingData(Dataset[StepData]):
+class PretrainingData(Dataset[StepData[Batch]]):
     """Steps of a pre-training run, by number.
 
     Args:
@@ -62,7 +72,7 @@ class PretrainingData(Dataset[StepData]):
         self._planner = Planner(corpora, config.objectives, config.data.max_regions, config.seed)
         self._views = ViewMaker(tokenizer, config.objectives.masking)
 
-    def __getitem__(self, step: int) -> StepData:
+    def __getitem__(self, step: int) -> StepData[Batch]:
         micro_batches = share(self.items(step), self._world_size, self._config.data.positions_per_micro_batch)
         mine = [ranks[self._rank] for ranks in micro_batches]
         problems: list[str] = []
@@ -196,7 +206,7 @@ class PretrainingData(Dataset[StepData]):
         return self._views.whole_text(tokens)
 
 
-def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefetch: int) -> Iterator[StepData]:
+def load_steps(data: Dataset[StepData[M]], first: int, last: int, workers: int, prefetch: int) -> Iterator[StepData[M]]:
     """Steps `first .. last - 1` of `data`, in order, prepared ahead by worker processes.
 
     Args:
@@ -208,7 +218,7 @@ def load_steps(data: PretrainingData, first: int, last: int, workers: int, prefe
     Raises:
         ConfigError: a sample of a step alone is over `data.positions_per_micro_batch`.
     """
-    loader: DataLoader[StepData] = DataLoader(
+    loader: DataLoader[StepData[M]] = DataLoader(
         data,
         batch_size=None,
         sampler=range(first, last),

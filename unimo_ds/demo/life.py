@@ -21,7 +21,7 @@ from unimo_ds.demo.report import summary_table, write_report
 from unimo_ds.errors import UnimoError
 from unimo_ds.progress import format_duration
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 _RANKS = 2
 
 
@@ -57,10 +57,11 @@ def _find_neighbours(
     return [*tool, "--texts", str(texts), "--out", str(out)]
 
 
-def _pretrain(recipe: str) -> list[str]:
+def launch(module: str, *words: str) -> list[str]:
+    """A command that starts `module` on the demo's ranks."""
     launcher = _python("-m", "deepspeed.launcher.runner", "--num_gpus", str(_RANKS), "--log_level", "warning")
     launcher += ["--master_port", str(_free_port())]  # the default port may serve another run of this machine
-    return [*launcher, "--module", "unimo_ds.pretrain", recipe]
+    return [*launcher, "--module", module, *words]
 
 
 def _free_port() -> int:
@@ -106,7 +107,7 @@ def stages() -> list[Stage]:
             _train_tokenizer("data/demo/tokenizer", 2000, captions, texts),
             vocabulary[0],
         ),
-        Stage("pre-train on the world", _pretrain("recipes/demo.yaml"), Path("runs/demo/world/DONE")),
+        Stage("pre-train on the world", launch("unimo_ds.pretrain", "recipes/demo.yaml"), Path("runs/demo/world/DONE")),
         Stage("find the regions of the photographs", _extract(photos[0], "photos", "data/photos/regions")),
         Stage("rewrite the photographs' captions", _rewrite(photos[0], "data/photos/rewrites")),
         Stage(
@@ -114,7 +115,11 @@ def stages() -> list[Stage]:
             _find_neighbours(photos[0], "data/photos/regions", "data/photos/regions", photos[1], "data/photos/neighbours"),
         ),
         Stage("train a tokenizer for the photographs", _train_tokenizer("data/photos/tokenizer", 4000, *photos), vocabulary[1]),
-        Stage("pre-train on the photographs, shortly", _pretrain("recipes/photos.yaml"), Path("runs/demo/photos/DONE")),
+        Stage(
+            "pre-train on the photographs, shortly",
+            launch("unimo_ds.pretrain", "recipes/photos.yaml"),
+            Path("runs/demo/photos/DONE"),
+        ),
     ]
 
 
@@ -124,16 +129,21 @@ def run_demo() -> None:
     Raises:
         UnimoError: a stage failed; names its command.
     """
-    os.chdir(_ROOT)
+    os.chdir(ROOT)
     started = time.monotonic()
     todo = stages()
     for number, stage in enumerate(todo, 1):
-        _run(stage, f"[{number}/{len(todo) + 1}]")
+        run_stage(stage, f"[{number}/{len(todo) + 1}]")
     print(f"\n[{len(todo) + 1}/{len(todo) + 1}] write the report", flush=True)
     _report(format_duration(time.monotonic() - started))
 
 
-def _run(stage: Stage, number: str) -> None:
+def run_stage(stage: Stage, number: str) -> None:
+    """Runs a command of the demo and says what it is.
+
+    Raises:
+        UnimoError: it failed; names it.
+    """
     if stage.done is not None and stage.done.exists():
         print(f"{number} {stage.what}: done before ({stage.done})", flush=True)
         return

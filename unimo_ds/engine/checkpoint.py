@@ -30,8 +30,10 @@ from torch import Tensor
 from unimo_ds import distributed
 from unimo_ds.engine.engine import MOMENTS, Engine
 from unimo_ds.errors import CheckpointError
+from unimo_ds.files import replace_text
 
-PREFIX = "unimo."  # of the model inside the module that the engine wraps; stripped in model.safetensors
+# The model inside the module that the engine wraps: stripped in model.safetensors. What a task adds beside it keeps its name.
+_PREFIX, _HEAD = "unimo.", "head."
 _MANIFEST = "MANIFEST.json"
 
 
@@ -117,7 +119,7 @@ def _collect(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     moments: dict[str, Tensor] = {}
     for number, (name, state) in enumerate(engine.full_state()):
         if distributed.rank() == 0:
-            weights[name.removeprefix(PREFIX)] = state["weight"].contiguous().clone()
+            weights[name.removeprefix(_PREFIX)] = state["weight"].contiguous().clone()
         if number % distributed.world_size() == distributed.rank():
             moments.update({f"{name}/{moment}": state[moment].contiguous().clone() for moment in MOMENTS})
     return weights, moments
@@ -177,8 +179,28 @@ def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str,
     _sync(pointer)
     os.replace(pointer, final.parent / "latest")
     _sync(final.parent)
+    best = best_checkpoint(final.parent)
     for old in _all_checkpoints(final.parent)[keep:]:
-        shutil.rmtree(old)
+        if old != best:
+            shutil.rmtree(old)
+
+
+def mark_best(folder: Path, step: int, score: float) -> bool:
+    """Remembers the checkpoint of `step` as the best one if its score is higher than the best so far; it is then kept."""
+    file = folder / "best"
+    if best_checkpoint(folder) is not None and not score > json.loads(file.read_text(encoding="utf-8"))["score"]:
+        return False
+    replace_text(file, json.dumps({"checkpoint": checkpoint_name(step), "score": score}))
+    return True
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `mark_best` remembers; None if there is none."""
+    try:
+        found = folder / str(json.loads((folder / "best").read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if found.exists() else None
 
 
 def _all_checkpoints(folder: Path) -> list[Path]:
@@ -231,17 +253,23 @@ def damage_of(checkpoint: Path) -> str | None:
     return None
 
 
-def read_weights(checkpoint: Path, prefix: str = PREFIX) -> dict[str, Tensor]:
-    """The weights of a checkpoint by parameter name, float32.
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by parameter name in the module that the engine wraps, float32.
 
     Raises:
         CheckpointError: there is no readable `model.safetensors`.
     """
     path = checkpoint / "model.safetensors"
     try:
-        return {f"{prefix}{name}": tensor for name, tensor in load_file(path).items()}
+        return {name if name.startswith(_HEAD) else f"{_PREFIX}{name}": tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); expected a checkpoint folder of unimo_ds") from error
+
+
+def read_model_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of the model alone by their names in it, without a task's head (`read_weights`)."""
+    weights = read_weights(checkpoint)
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items() if name.startswith(_PREFIX)}
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

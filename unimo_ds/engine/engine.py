@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unimo_ds import distributed, nvidia_apex
-from unimo_ds.config import TrainingSection
+from unimo_ds.config import OptimisationSection, TrainingSection
 from unimo_ds.engine.lean_zero3 import lighten
 from unimo_ds.engine.memory import keep_freed_memory
 from unimo_ds.errors import ConfigError
@@ -27,7 +27,7 @@ def learning_rate(training: TrainingSection, step: int) -> float:
     return training.learning_rate * max(0, training.steps - step) / max(1, training.steps - training.warmup_steps)
 
 
-def deepspeed_config(training: TrainingSection) -> dict[str, Any]:
+def deepspeed_config(training: OptimisationSection) -> dict[str, Any]:
     """The plain DeepSpeed JSON of the run, completed by what the run's configuration decides.
 
     Raises:
@@ -60,7 +60,7 @@ def deepspeed_config(training: TrainingSection) -> dict[str, Any]:
     return {**content, **ours}
 
 
-def check_settings(training: TrainingSection) -> None:
+def check_settings(training: OptimisationSection) -> None:
     """Refuses, before any work is done, what the engine would refuse later.
 
     Raises:
@@ -90,7 +90,8 @@ class Engine:
             `(batch, totals)` and returns the loss to differentiate and what it measured, numbers that add up.
         groups: makes the optimizer's parameter groups from the module.
         training: the run's section.
-        weights: full tensors by parameter name to start from, or None. Under ZeRO-3 rank 0's are used.
+        weights: full tensors by parameter name to start from; what has none keeps what it was made with. Under ZeRO-3 rank 0's
+            are used.
     """
 
     def __init__(
@@ -126,6 +127,8 @@ class Engine:
 
     def _load(self, deepspeed: Any, module: nn.Module, weights: dict[str, Tensor]) -> None:
         for name, parameter in module.named_parameters():
+            if name not in weights:
+                continue
             with self._gathered(deepspeed, parameter), torch.no_grad():
                 if parameter.shape == weights[name].shape:
                     parameter.copy_(weights[name])
@@ -186,6 +189,8 @@ class Engine:
 
     def load_full_state(self, step: int, state_of: Callable[[str], dict[str, Tensor]]) -> None:
         """Sets master weights and moments from full tensors, and Adam's step count. All ranks must call it.
+
+        The weights that the next pass computes with are those that the engine was made with: give it the same.
 
         Args:
             step: number of updates done.

@@ -11,7 +11,7 @@ import torch
 from unimo_ds import distributed
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import CmclSection, ModelSection
-from unimo_ds.engine.checkpoint import checkpoint_name, damage_of, read_state, read_weights
+from unimo_ds.engine.checkpoint import checkpoint_name, damage_of, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
@@ -57,7 +57,7 @@ class Scorer:
         with torch.device("meta"):  # no initial values: they would be replaced
             self._unimo = Unimo(ModelSection.model_validate(state["model"]))
         try:
-            self._unimo.load_state_dict(read_weights(checkpoint, prefix=""), assign=True)
+            self._unimo.load_state_dict(read_model_weights(checkpoint), assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{checkpoint}: was written by another version of this program ({reason})") from error

@@ -4,6 +4,7 @@ Every module runs in every pass, with zero rows where a batch lacks a modality o
 call the same modules in the same order (DeepSpeed#1355, #7170). So there is no `if` on the batch's content here.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -60,6 +61,19 @@ class Unimo(nn.Module):
         self.matching_head = MatchingHead(model)
         self.temperature = Temperature(temperature)
 
+    def keep_heads(self, heads: Collection[str]) -> None:
+        """Leaves out what a task does not read: under ZeRO-3 a parameter that no pass uses keeps a stale gradient."""
+        for name, _ in list(self.named_children()):
+            if name not in ("embedding", "transformer", *heads):
+                delattr(self, name)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The hidden states of the stream, [T, D]."""
+        embedded_TD = self.embedding(batch)
+        sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
+        hidden_TD: Tensor = self.transformer(embedded_TD, sequences)
+        return hidden_TD
+
     def forward(self, batch: Batch, want_logits: bool = False) -> Outputs:
         """Encodes the stream and reads off all that the objectives need.
 
@@ -67,9 +81,7 @@ class Unimo(nn.Module):
             batch: the packed stream.
             want_logits: also give the scores of every word at the language targets, for prediction.
         """
-        embedded_TD = self.embedding(batch)
-        sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
-        hidden_TD = self.transformer(embedded_TD, sequences)
+        hidden_TD = self.encode(batch)
         losses_M, logits_MV = self.language_head(
             hidden_TD.index_select(0, batch.language_rows_M),
             self.embedding.text.word.weight,

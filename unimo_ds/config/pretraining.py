@@ -1,32 +1,26 @@
-"""A whole run as typed, validated data: one YAML file, `a.b=c` overrides, unknown keys refused.
+"""A whole pre-training run as typed, validated data.
 
 Every default that the paper or the original release states is marked with its place in the specification; every default
-that is our choice says so. `load_config` is the only way in; `dump_config` writes a file that `load_config` reads back.
+that is our choice says so. `load_config` is the only way in; `dump_config` writes a file that it reads back.
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from unimo_ds.errors import ConfigError
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, le=1)]
-DropRate = Annotated[float, Field(ge=0, lt=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration; a key that is not in it is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
+from unimo_ds.config.reading import (
+    Beta,
+    Count,
+    DropRate,
+    PositiveInt,
+    Rate,
+    Section,
+    Weight,
+    read_config,
+    validate_config,
+)
 
 # base and large: spec 2.2. The small sizes start near one over the root of their width: with 0.02 the attention of a narrow
 # model is so weak at first that [CLS] and [IMG] are alike for all inputs, and CMCL needs hundreds of steps to start.
@@ -203,12 +197,10 @@ class ObjectivesSection(Section):
         return self.cmcl.weight > 0 or self.matching > 0
 
 
-class TrainingSection(Section):
-    """Optimisation, checkpoints and logging."""
+class OptimisationSection(Section):
+    """Optimisation, checkpoints and logging, but for how long."""
 
-    steps: PositiveInt
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5  # spec 6
-    warmup_steps: Count = 0
     weight_decay: Weight = 0.01  # ours (spec 11.25)
     optimizer: Literal["adamw", "apex_lamb"] = "adamw"  # apex_lamb: NVIDIA's FusedLAMB, without ZeRO (docs/kernels.md)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
@@ -217,12 +209,19 @@ class TrainingSection(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     activation_checkpointing: bool = False
     deepspeed: Path = Path("ds_configs/zero3.json")
-    checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 3
     log_every: PositiveInt = 10
     log_samples: bool = False  # write the sample ids of every step to samples-rank*.jsonl
     collective_timeout_seconds: PositiveInt = 600
     stop_after_minutes: Annotated[float, Field(gt=0)] | None = None  # save and end early, to be resumed
+
+
+class TrainingSection(OptimisationSection):
+    """Optimisation of a run whose length is given in steps."""
+
+    steps: PositiveInt
+    warmup_steps: Count = 0
+    checkpoint_every: PositiveInt = 1000
 
 
 class ChoicesSection(Section):
@@ -243,7 +242,7 @@ class EvaluationSection(Section):
     candidates: PositiveInt = 200  # images among which each caption must find its own
     captions: Count = 8  # generated captions shown
     caption_tokens: PositiveInt = 24
-    choices: list[ChoicesSection] = []
+    choices: list[ChoicesSection] = Field(default_factory=list)
     texts: CorpusSection | None = None  # held-out texts, whose masked words are to be named
 
     @model_validator(mode="after")
@@ -296,104 +295,10 @@ class RunConfig(Section):
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies `key.path=value` overrides.
-
-    Raises:
-        ConfigError: one message that names every wrong key, its value and what is allowed.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
-    for override in overrides:
-        _apply_override(content, override)
-    return parse_config(content, str(path))
+    """Reads a pre-training run (`read_config`)."""
+    return read_config(RunConfig, path, overrides)
 
 
 def parse_config(content: dict[str, Any], source: str) -> RunConfig:
-    """Validates `content`; `source` names it in errors.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    try:
-        return RunConfig.model_validate(content)
-    except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
-
-
-def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML, a valid input of `load_config`."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def _apply_override(content: Any, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ConfigError(f"{override!r}: an override has the form key.path=value, for example training.steps=100")
-    *parents, last = key.split(".")
-    place = content
-    for name in parents:
-        place = place[_list_index(place, name, key)] if isinstance(place, list) else place.setdefault(name, {})
-        if not isinstance(place, dict | list):
-            raise ConfigError(f"{key}: {name!r} is a single value, it has no keys below it")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
-    if isinstance(place, list):
-        place[_list_index(place, last, key)] = parsed
-    else:
-        place[last] = parsed
-
-
-def _list_index(items: list[Any], name: str, key: str) -> int:
-    """The index `name` stands for: a number, or the `name` of a corpus."""
-    for index, item in enumerate(items):
-        if isinstance(item, dict) and item.get("name") == name:
-            return index
-    if name.isdigit() and int(name) < len(items):
-        return int(name)
-    names = [str(item.get("name", index)) for index, item in enumerate(items) if isinstance(item, dict)]
-    raise ConfigError(f"{key}: no entry {name!r}; there are {', '.join(names)}")
-
-
-def _explain(problem: Any) -> str:
-    """One pydantic problem in words, with a suggestion for an unknown key."""
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        siblings = _keys_beside(problem["loc"])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(siblings)}"
-        return f"unknown key {where} = {problem['input']!r}; {hint}"
-    if problem["type"] == "missing":
-        return f"{where} is missing"
-    if not where:
-        return str(problem["msg"])  # of the whole run: the message names its keys
-    return f"{where} = {problem['input']!r}: {problem['msg']}"
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section holding the last part of `location` knows."""
-    section: type[BaseModel] = RunConfig
-    for part in location[:-1]:
-        if isinstance(part, str):
-            section = _section_of(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in get_args(annotation):
-        found = _section_of(inner)
-        if found is not None:
-            return found
-    return None
+    """Validates a pre-training run; `source` names it in errors (`validate_config`)."""
+    return validate_config(RunConfig, content, source)

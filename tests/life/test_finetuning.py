@@ -1,0 +1,60 @@
+"""Fine-tuning on two ZeRO-3 ranks: as on one rank, through a kill, and with what is wrong said once."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.life import small_run
+from tests.tasks.small_task import Inputs, write_inputs
+
+pytestmark = pytest.mark.life
+MODULE = "unimo_ds.finetune"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return write_inputs(tmp_path_factory.mktemp("finetuning"))
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.mark.parametrize("family", ["sentences", "entailment", "vqa"])
+def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str) -> None:
+    folders = []
+    for world in (1, 2):
+        config = inputs.config(f"{family}_{world}", getattr(inputs, family)(), epochs=3)
+        small_run.run(config, world, module=MODULE)
+        folders.append(inputs.folder / f"{family}_{world}")
+    for key in ("loss", "grad_norm", "eval/dev_accuracy"):
+        one, two = (logged(folder, key) for folder in folders)
+        assert len(one) >= 3 and two == pytest.approx(one, rel=2e-4, abs=2e-4), key
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs: Inputs) -> None:
+    whole = inputs.config("whole", inputs.vqa(), epochs=6)
+    small_run.run(whole, 2, module=MODULE)
+    config, folder = inputs.config("killed", inputs.vqa(), epochs=6, checkpoints_per_epoch=2), inputs.folder / "killed"
+    processes = small_run.start(config, 2, module=MODULE)
+    deadline = time.monotonic() + 120
+    while len(small_run.metrics(folder)) < 9 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGKILL)
+    small_run.finish(processes, timeout=60)
+    assert not (folder / "DONE").exists()
+    small_run.run(config, 2, module=MODULE)
+    assert logged(folder, "loss") == logged(inputs.folder / "whole", "loss")
+    assert logged(folder, "eval/dev_accuracy")[-1] == logged(inputs.folder / "whole", "eval/dev_accuracy")[-1]
+
+
+def test_what_is_wrong_is_said_once(inputs: Inputs) -> None:
+    config = inputs.config("wrong", {**inputs.vqa(), "answer_count": 999})
+    processes = small_run.start(config, 2, module=MODULE)
+    outputs = small_run.finish(processes)
+    assert [process.returncode for process in processes] == [1, 1]
+    assert sum(output.count("error: task.answer_count = 999") for output in outputs) == 1

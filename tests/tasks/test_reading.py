@@ -1,0 +1,153 @@
+"""The published file formats of the tasks: what is read of them, and that one bad record costs itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import random_regions
+from tests.life.small_run import DETECTOR
+from unimo_ds.config import EntailmentFiles, SentenceFiles, SentencesSection, VqaFiles, VqaSection
+from unimo_ds.data.prepared import Rejects
+from unimo_ds.data.store import RegionStoreWriter, finish_store
+from unimo_ds.errors import DataError
+from unimo_ds.tasks.entailment import Entailment
+from unimo_ds.tasks.sentences import Sentences
+from unimo_ds.tasks.task import Example
+from unimo_ds.tasks.vqa import Vqa, common_answers
+
+
+def read_sentences(path: Path, content: str | bytes, labels: list[str]) -> tuple[list[Example], Rejects]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    files = {"path": path}
+    metric = "accuracy" if labels else "correlation"
+    section = {"family": "sentences", "labels": labels, "metric": metric, "train": files, "dev": {"dev": files}}
+    rejects = Rejects()
+    return list(Sentences(SentencesSection.model_validate(section)).read(SentenceFiles(path=path), rejects)), rejects
+
+
+@pytest.mark.parametrize(
+    ("content", "labels", "expected"),
+    [
+        ("sentence\tlabel\nfine film\t1\n", ["0", "1"], Example("2", ("fine film",), label=1)),  # SST-2
+        (
+            "gj04\t1\t\tThe sailors rode.\ngj04\t0\t*\tRode they.\n",
+            ["0", "1"],
+            Example("1", ("The sailors rode.",), label=1),
+        ),  # CoLA
+        ("index\tsentence\n7\tThe sailors rode.\n", ["0", "1"], Example("7", ("The sailors rode.",))),  # CoLA's test file
+        (  # MNLI: labels of single annotators stand before the one that counts
+            "index\tpromptID\tgenre\tsentence1\tsentence2\tlabel1\tlabel2\tgold_label\n3\t1\tx\tA.\tB.\tneutral\tentailment\tcontradiction\n",
+            ["entailment", "neutral", "contradiction"],
+            Example("3", ("A.", "B."), label=2),
+        ),
+        (
+            "index\tgenre\tsentence1\tsentence2\tscore\n4\tx\tA.\tB.\t3.250\n",
+            [],
+            Example("4", ("A.", "B."), label=3.25),
+        ),  # STS-B
+        ('text_a\ttext_b\tlabel\tqid\nA "b\tC\t1\tq9\n', ["0", "1"], Example("q9", ('A "b', "C"), label=1)),  # the original's
+        ("\ufefflabel\ttext_a\r\n0\tA\r\n", ["0", "1"], Example("2", ("A",), label=0)),
+    ],
+)
+def test_sentences_of_every_published_form(tmp_path: Path, content: str, labels: list[str], expected: Example) -> None:
+    examples, rejects = read_sentences(tmp_path / "file.tsv", content, labels)
+    assert examples[0] == expected and rejects.count == 0
+
+
+def test_a_bad_row_costs_itself_and_is_named(tmp_path: Path) -> None:
+    content = b"sentence\tlabel\nfine\t1\nno label\n\n\t0\nbad\t7\n\xff\xfe\t1\nlast\t0\n"
+    examples, rejects = read_sentences(tmp_path / "file.tsv", content, ["0", "1"])
+    assert [example.texts for example in examples] == [("fine",), ("last",)]
+    assert rejects.count == 4
+    for reason, line, words in zip(
+        rejects.reasons, (3, 5, 6, 7), ("few columns", "empty", "label '7' is none of", "UTF-8"), strict=True
+    ):
+        assert f"file.tsv:{line}: " in reason and words in reason
+
+
+def test_a_file_without_sentences_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"file\.tsv:1: no sentences among the columns a, b; known are text_a/text_b"):
+        read_sentences(tmp_path / "file.tsv", "a\tb\n1\t2\n", ["0", "1"])
+    with pytest.raises(DataError, match=r"nowhere\.tsv: cannot be read"):
+        section = {
+            "family": "sentences",
+            "labels": ["0", "1"],
+            "metric": "accuracy",
+            "train": {"path": "x"},
+            "dev": {"a": {"path": "x"}},
+        }
+        list(Sentences(SentencesSection.model_validate(section)).read(SentenceFiles(path=tmp_path / "nowhere.tsv"), Rejects()))
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> Path:
+    import numpy as np
+
+    with RegionStoreWriter(tmp_path / "regions", DETECTOR) as writer:
+        for key in ("42.jpg", "COCO_val2014_000000000042.jpg", "val/other.jpg"):
+            writer.write(key, random_regions(np.random.default_rng(0), 3))
+    finish_store(tmp_path / "regions")
+    return tmp_path / "regions"
+
+
+def test_entailment(tmp_path: Path, regions: Path) -> None:
+    good = {"Flickr30K_ID": "42", "sentence2": "A cup.", "pairID": "42.jpg#0r1e", "gold_label": "neutral", "sentence1": "x"}
+    lines = [
+        good,
+        {**good, "gold_label": "-"},
+        {**good, "Flickr30K_ID": "43"},
+        {**good, "sentence2": " "},
+        {**good, "gold_label": None},
+    ]
+    path = tmp_path / "file.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
+    rejects = Rejects()
+    found = list(Entailment().read(EntailmentFiles(path=path, regions=regions), rejects))
+    assert [(example.name, example.texts, example.image, example.label) for example in found] == [
+        ("42.jpg#0r1e", ("A cup.",), "42.jpg", 1),
+        ("42.jpg#0r1e", ("A cup.",), "42.jpg", None),
+    ]
+    for reason, line, words in zip(
+        rejects.reasons, (2, 3, 4, 6), ("label '-' is none", "no regions", "sentence2", "Expecting"), strict=True
+    ):
+        assert f"file.jsonl:{line}: " in reason and words in reason
+
+
+def vqa_files(folder: Path, regions: Path, **others: Any) -> VqaFiles:
+    question = {"question_id": 420, "image_id": 42, "question": "What is it?"}
+    questions = [question, {**question, "image_id": 43}, {**question, "question_id": 7}, {"image_id": 42}]
+    (folder / "questions.json").write_text(json.dumps({"questions": questions}))
+    answers = [{"answer": answer} for answer in ["Two", "2", "two.", *["cat"] * 7]]
+    annotations = [{"question_id": 420, "multiple_choice_answer": "cat", "answers": answers}, {"question_id": 9}]
+    (folder / "annotations.json").write_text(json.dumps({"annotations": annotations}))
+    return VqaFiles(questions=folder / "questions.json", annotations=folder / "annotations.json", regions=regions, **others)
+
+
+def test_vqa(tmp_path: Path, regions: Path) -> None:
+    files, rejects, task = vqa_files(tmp_path, regions), Rejects(), Vqa(["cat", "2", "dog"])
+    (example,) = task.read(files, rejects)
+    assert (example.name, example.image, len(example.label)) == ("420", "COCO_val2014_000000000042.jpg", 10)
+    (targets,) = task.targets([example]).tolist()
+    assert targets == pytest.approx([1.0, 0.9, 0.0]), "Two, 2 and two. are one answer, given three times"
+    assert rejects.count == 4
+    for reason, words in zip(rejects.reasons, ("annotations[1]", "questions[1]", "questions[2]", "questions[3]"), strict=True):
+        assert words in reason
+
+
+def test_images_of_vqa_by_a_listing(tmp_path: Path, regions: Path) -> None:
+    (tmp_path / "listing.json").write_text(json.dumps({"images": [{"id": 42, "file_name": "val/other.jpg"}]}))
+    files, rejects = vqa_files(tmp_path, regions, images=tmp_path / "listing.json"), Rejects()
+    (example,) = Vqa(["cat"]).read(files, rejects)
+    assert example.image == "val/other.jpg"
+    assert any("number 43, which" in reason for reason in rejects.reasons)
+
+
+def test_the_common_answers_are_those_given_often_enough(tmp_path: Path) -> None:
+    answers = ["Cat", "cat.", "dog", "a dog", "dog", "two", "bird"]
+    annotations = [{"multiple_choice_answer": answer} for answer in answers]
+    (tmp_path / "annotations.json").write_text(json.dumps({"annotations": annotations}))
+    files = {"questions": "q", "annotations": str(tmp_path / "annotations.json"), "regions": "r"}
+    section = VqaSection.model_validate({"family": "vqa", "answer_count": 2, "train": [files], "dev": {"dev": files}})
+    assert common_answers(section) == ["dog", "cat"]

@@ -1,0 +1,154 @@
+"""Fine-tuning in one process: every family learns, is evaluated and predicts by the same path; its best checkpoint is kept."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from tests.tasks.small_task import ANSWERS, CLASSES, Inputs, write_inputs
+from unimo_ds.cli import app
+from unimo_ds.config import load_finetune_config
+from unimo_ds.engine.checkpoint import best_checkpoint, read_state
+from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
+from unimo_ds.finetune import evaluate_finetuned, finetune, is_finetuned, predict_sets
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return write_inputs(tmp_path_factory.mktemp("tasks"))
+
+
+def run(inputs: Inputs, name: str, task: dict[str, Any], *overrides: str, **training: object) -> Path:
+    finetune(load_finetune_config(inputs.config(name, task, **training), overrides))
+    return inputs.folder / name
+
+
+def numbers(folder: Path, name: str) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row[name]) for row in rows if name in row]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("family", "metric", "least", "epochs"),
+    [
+        ("sentences", "accuracy", 0.95, 12),
+        ("similarity", "correlation", 0.9, 24),
+        ("entailment", "accuracy", 0.9, 24),
+        ("vqa", "accuracy", 0.95, 12),
+    ],
+)
+def test_every_family_learns_and_is_worth_the_same_when_opened_again(
+    inputs: Inputs, family: str, metric: str, least: float, epochs: int
+) -> None:
+    folder = run(inputs, family, getattr(inputs, family)(), epochs=epochs, keep_checkpoints=1)
+    found = numbers(folder, f"eval/dev_{metric}")
+    best_step, best = max(found, key=lambda each: each[1])  # the first of several
+    assert best >= least
+    assert (folder / "DONE").exists() and is_finetuned(folder)
+    assert best_checkpoint(folder / "checkpoints") == folder / f"checkpoints/step-{best_step:08}", "the best one is kept"
+    assert evaluate_finetuned(folder, [])[f"dev_{metric}"] == pytest.approx(best, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tuned(inputs: Inputs) -> dict[str, Path]:
+    """A short run of every family."""
+    return {
+        family: run(inputs, f"short_{family}", getattr(inputs, family)(), epochs=1)
+        for family in ("sentences", "entailment", "vqa")
+    }
+
+
+def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tuned: dict[str, Path], tmp_path: Path) -> None:
+    (sentences,) = predict_sets(tuned["sentences"], tmp_path / "sentences", [])
+    lines = sentences.read_text().splitlines()
+    assert sentences.name == "dev.tsv" and lines[0] == "index\tprediction" and len(lines) == 21
+    assert {line.split("\t")[1] for line in lines[1:]} <= {"0", "1", "2", "3"}
+    (entailment,) = predict_sets(tuned["entailment"], tmp_path / "entailment", [])
+    rows = [json.loads(line) for line in entailment.read_text().splitlines()]
+    assert [row["pairID"] for row in rows] == [str(number) for number in range(20)]
+    assert {row["prediction"] for row in rows} <= set(CLASSES)
+    (vqa,) = predict_sets(tuned["vqa"], tmp_path / "vqa", [])
+    answers = json.loads(vqa.read_text())
+    assert [answer["question_id"] for answer in answers] == list(range(20))
+    assert {answer["answer"] for answer in answers} <= set(ANSWERS)
+
+
+def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path], tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["evaluate", str(tuned["vqa"])])
+    assert shown.exit_code == 0 and "dev_accuracy" in shown.output
+    shown = CliRunner().invoke(app, ["predict", str(tuned["vqa"]), "--out", str(tmp_path)])
+    assert shown.exit_code == 0 and shown.output.strip() == str(tmp_path / "dev.json")
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(inputs, "longer", inputs.sentences(), epochs=1)
+    run(inputs, "longer", inputs.sentences(), epochs=1)
+    assert "already at step 4 of 4; raise training.epochs" in capsys.readouterr().out
+    run(inputs, "longer", inputs.sentences(), epochs=2)
+    assert [step for step, _ in numbers(folder, "loss")] == list(range(1, 9))
+    assert "resumed at step 4" in capsys.readouterr().out
+
+
+def test_a_start_gives_its_weights_and_a_head_only_for_the_same_answers(inputs: Inputs, tuned: dict[str, Path]) -> None:
+    start = tuned["vqa"] / "checkpoints/step-00000004"
+    assert best_checkpoint(tuned["vqa"] / "checkpoints") == start, "what the run folder stands for"
+    still = ("training.learning_rate=1e-12", "training.weight_decay=0")
+    again = run(inputs, "again", inputs.vqa(), f"init={tuned['vqa']}", *still, epochs=1)
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, again / "checkpoints/step-00000004"))
+    assert all(after[name].allclose(value, atol=1e-7) for name, value in before.items()) and "head.answers.weight" in before
+    other = run(inputs, "other", {**inputs.vqa(), "answer_count": 12}, f"init={start}", *still, epochs=1)
+    after = load_file(other / "checkpoints/step-00000004/model.safetensors")
+    assert after["embedding.text.word.weight"].allclose(before["embedding.text.word.weight"], atol=1e-7)
+    assert not after["head.expand.weight"].allclose(before["head.expand.weight"], atol=1e-3)
+    assert read_state(other / "checkpoints/step-00000004")["task"]["answers"] != read_state(start)["task"]["answers"]
+    fresh = run(inputs, "fresh", inputs.vqa(), f"init={start}", "random_weights=true", *still, epochs=1)
+    after = load_file(fresh / "checkpoints/step-00000004/model.safetensors")
+    assert not after["embedding.text.word.weight"].allclose(before["embedding.text.word.weight"], atol=1e-3)
+
+
+def test_a_run_is_not_resumed_with_other_answers(inputs: Inputs) -> None:
+    run(inputs, "answers", inputs.vqa(), epochs=1)
+    with pytest.raises(CheckpointError, match=r"other answers.*choose another folder"):
+        run(inputs, "answers", {**inputs.vqa(), "answer_count": 12}, epochs=2)
+
+
+def test_a_text_model_cannot_start_a_task_with_images(inputs: Inputs, tuned: dict[str, Path]) -> None:
+    start = tuned["sentences"] / "checkpoints/step-00000004"
+    with pytest.raises(CheckpointError, match=r"lacks unimo\.image_pooler.*start from a pre-trained checkpoint"):
+        run(inputs, "from_text", inputs.vqa(), f"init={start}")
+
+
+def test_wrong_inputs_are_named(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: neither a checkpoint .* nor a run folder.*set init"):
+        run(inputs, "no_start", inputs.sentences(), f"init={tmp_path / 'nowhere'}")
+    with pytest.raises(DataError, match=r"no answer of task\.train is given so often; lower it"):
+        run(inputs, "rare", {**inputs.vqa(), "answer_count": 1000})
+    with pytest.raises(DataError, match=r"train: not one example can be used.*label '2' is none of 'yes', 'no'"):
+        run(inputs, "labels", {**inputs.sentences(), "labels": ["yes", "no"]})
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(inputs.checkpoint, elsewhere)
+    state = read_state(elsewhere)
+    (elsewhere / "state.json").write_text(json.dumps({**state, "detector": {**state["detector"], "weights_sha256": "1" * 64}}))
+    with pytest.raises(StoreError, match="detector"):
+        run(inputs, "detector", inputs.vqa(), f"init={elsewhere}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.famly=vqa", r"unknown key task\.famly = 'vqa'; did you mean 'family'"),
+        ("task.answers=3", r"unknown key task\.answers = 3; did you mean 'answer_count'|unknown key task\.answers"),
+        ("task.family=video", r"task.*'video'.*'sentences', 'entailment', 'vqa'"),
+        ("task.dev={}", r"task\.dev = \{\}"),
+        ("training.epochs=0", r"training\.epochs = 0"),
+        ("training.steps=3", r"unknown key training\.steps"),
+    ],
+)
+def test_wrong_keys_are_named_as_the_user_wrote_them(inputs: Inputs, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_finetune_config(inputs.config("keys", inputs.vqa()), [override])

@@ -1,0 +1,133 @@
+"""A fine-tuning run as typed, validated data; settings of the paper's tasks: unimo-spec, 7, and `recipes/`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from unimo_ds.config.pretraining import OptimisationSection, TrainingSection
+from unimo_ds.config.reading import Beta, PositiveInt, Rate, Section, read_config
+
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+AtLeastOne = Field(min_length=1)
+
+
+class SentenceFiles(Section):
+    """A set of sentences, or of pairs of sentences."""
+
+    path: Path  # tab-separated, as GLUE has it or as the original release (docs/tasks.md)
+
+
+class EntailmentFiles(Section):
+    """A set of SNLI-VE."""
+
+    path: Path  # JSON Lines with Flickr30K_ID, sentence2 and gold_label
+    regions: Path  # the regions store of the images
+    images: str = "{}.jpg"  # an image's key there, with its Flickr30K_ID for {}
+
+
+class VqaFiles(Section):
+    """A set of VQA v2."""
+
+    questions: Path  # v2_OpenEnded_*_questions.json
+    annotations: Path | None = None  # v2_*_annotations.json; sets to be predicted only have none
+    regions: Path  # the regions store of the images
+    # An image's key there: with its image_id for the braces, or as a COCO file says that lists images with id and file_name.
+    images: str | Path = "COCO_val2014_{:012}.jpg"
+
+
+class SentencesSection(Section):
+    """One or two sentences to a class or a number: SST-2, CoLA, MNLI, STS-B (unimo-spec, 7.1)."""
+
+    family: Literal["sentences"]
+    labels: list[str] = Field(default_factory=list)  # the classes as they stand in the files; none: a number
+    metric: Literal["accuracy", "matthews", "correlation"]  # correlation: the mean of Pearson's and Spearman's
+    train: SentenceFiles
+    dev: Annotated[dict[SetName, SentenceFiles], AtLeastOne]  # the first one chooses the best checkpoint
+    test: dict[SetName, SentenceFiles] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _metric_fits_labels(self) -> "SentencesSection":
+        if (self.metric == "correlation") == bool(self.labels):
+            raise ValueError(
+                f"metric {self.metric!r} with labels {self.labels}: correlation is of numbers, the others of classes"
+            )
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ValueError(f"labels {self.labels}: give two or more, all different")
+        return self
+
+
+class EntailmentSection(Section):
+    """An image and a sentence to one of three classes: SNLI-VE (unimo-spec, 7.4)."""
+
+    family: Literal["entailment"]
+    train: EntailmentFiles
+    dev: Annotated[dict[SetName, EntailmentFiles], AtLeastOne]
+    test: dict[SetName, EntailmentFiles] = Field(default_factory=dict)
+
+
+class VqaSection(Section):
+    """An image and a question to one of the commonest answers: VQA v2 (unimo-spec, 7.6)."""
+
+    family: Literal["vqa"]
+    # Answers that were given at least so often become classes: 3,129 with train and val of VQA v2.
+    answer_count: PositiveInt = 9
+    train: Annotated[list[VqaFiles], AtLeastOne]
+    dev: Annotated[dict[SetName, VqaFiles], AtLeastOne]
+    test: dict[SetName, VqaFiles] = Field(default_factory=dict)
+
+
+TaskSection = Annotated[SentencesSection | EntailmentSection | VqaSection, Field(discriminator="family")]
+
+
+class TaskDataSection(Section):
+    """How much of an example is read, and how much a micro-batch holds."""
+
+    max_text_tokens: Annotated[int, Field(ge=8)] = 512  # with [CLS] and [SEP]
+    max_regions: PositiveInt = 100
+    positions_per_micro_batch: PositiveInt = 8192  # budget of a rank's packed stream: the knob for memory
+    workers: Annotated[int, Field(ge=0)] = 1
+    prefetch_steps: PositiveInt = 2
+
+
+class FinetuneTrainingSection(OptimisationSection):
+    """Optimisation of a run whose length is given in epochs (unimo-spec, 7.0)."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt  # examples of a step, over all ranks and micro-batches
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    warmup_share: Rate = 0.06  # of all steps
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    checkpoints_per_epoch: PositiveInt = 1  # evaluations as well
+
+    def for_examples(self, count: int) -> TrainingSection:
+        """The section in steps, for a training set of `count` examples."""
+        per_epoch = max(1, count // self.batch_size)
+        steps = self.epochs * per_epoch
+        own = {"epochs", "batch_size", "warmup_share", "checkpoints_per_epoch"}
+        return TrainingSection(
+            **self.model_dump(exclude=own),
+            steps=steps,
+            warmup_steps=int(self.warmup_share * steps),
+            checkpoint_every=max(1, per_epoch // self.checkpoints_per_epoch),
+        )
+
+
+class FinetuneConfig(Section):
+    """The whole run."""
+
+    folder: Path  # receipt, logs, checkpoints and predictions; started again, the run goes on from there
+    seed: Annotated[int, Field(ge=0)] = 1
+    # A checkpoint, of pre-training or of another task, or a run folder: its best checkpoint, or the newest. Weights, shape and
+    # tokenizer are the start.
+    init: Path
+    random_weights: bool = False  # take only shape and tokenizer of `init`: what its weights are worth
+    task: TaskSection
+    data: TaskDataSection = TaskDataSection()
+    training: FinetuneTrainingSection
+
+
+def load_finetune_config(path: Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
+    """Reads a fine-tuning run (`read_config`)."""
+    return read_config(FinetuneConfig, path, overrides)

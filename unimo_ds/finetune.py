@@ -1,0 +1,367 @@
+"""Fine-tuning a pre-trained model on one task, its evaluation and its predictions.
+
+Started by `unimo-ds finetune`, by `deepspeed --module unimo_ds.finetune`, by `torchrun -m unimo_ds.finetune` or by `srun`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimo_ds import distributed, nvidia_apex
+from unimo_ds.config import FinetuneConfig, ModelSection, TrainingSection, dump_config, load_finetune_config
+from unimo_ds.data.loader import StepData, load_steps
+from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
+from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
+from unimo_ds.engine.run_log import RunLog, forget_after
+from unimo_ds.errors import CheckpointError, DataError
+from unimo_ds.files import replace_text
+from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.tasks.examples import ExampleSet, TaskSteps
+from unimo_ds.tasks.families import files_of, make_task
+from unimo_ds.tasks.task import Outputs, Task, TaskBatch, TaskModel, TaskTotals
+from unimo_ds.tokenizer import Tokenizer
+from unimo_ds.training_run import Interval, TrainingRun
+from unimo_ds.training_run import start as start_run
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: a checkpoint's shape, tokenizer and regions' detector."""
+
+    checkpoint: Path
+    model: ModelSection
+    tokenizer: Tokenizer
+    detector: dict[str, Any]
+    facts: dict[str, Any]  # of the task that it was fine-tuned for (`Task.facts`)
+
+
+def read_start(path: Path) -> Start:
+    """Reads what a checkpoint says of itself; of a run folder the best one, or the newest. Every rank must call it.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    checkpoint = find_start(path)
+    if checkpoint is None or not (checkpoint / "state.json").exists():
+        raise CheckpointError(
+            f"{path}: neither a checkpoint folder of unimo_ds (with state.json) nor a run folder with checkpoints/; "
+            "set init to one of them"
+        )
+    state = read_state(checkpoint)
+    model = ModelSection.model_validate(state["model"])
+    return Start(checkpoint, model, Tokenizer(checkpoint / "tokenizer"), state["detector"], state.get("task", {}))
+
+
+def find_start(path: Path) -> Path | None:
+    """The checkpoint that a path stands for: itself, or the best or else the newest one of a run folder."""
+    if (path / "model.safetensors").exists():
+        return path
+    return best_checkpoint(path / "checkpoints") or find_checkpoint(path / "checkpoints")
+
+
+def finetune(config: FinetuneConfig) -> Path | None:
+    """Runs, or goes on with, the run that `config` describes. Every rank must call it.
+
+    Returns:
+        The last checkpoint; None if the disk refused it.
+
+    Raises:
+        UnimoError: the configuration, an input or the run folder is wrong; the message says what to do.
+    """
+    here = distributed.initialise(config.training.collective_timeout_seconds)
+    start = read_start(config.init)
+    nvidia_apex.check(start.model.layer_norm, config.training.optimizer)
+    check_settings(config.training)
+    task = make_task(config.task)
+    train = _open_set("train", config.task.train, config, task, start, whole=False)
+    dev = {name: _open_set(f"dev {name}", part, config, task, start, whole=True) for name, part in config.task.dev.items()}
+    training = config.training.for_examples(len(train))
+    checkpoint = find_checkpoint(config.folder / "checkpoints")
+    step = _step_of(checkpoint, start, task)
+    if step >= training.steps:
+        if here.rank == 0:
+            print(
+                f"{config.folder}: already at step {step} of {training.steps}; raise training.epochs, or choose another folder"
+            )
+        return checkpoint
+    engine = _build_engine(config, training, task, start, checkpoint)
+    if checkpoint is not None:
+        resume(engine, checkpoint)
+    if here.rank == 0:
+        forget_after(config.folder, step)
+        for mark in ("REQUEUE", "DONE"):
+            (config.folder / mark).unlink(missing_ok=True)
+    distributed.barrier()
+    log = RunLog(config.folder, enabled=here.rank == 0)
+    sizes = {"train": len(train), **{f"dev {name}": len(examples) for name, examples in dev.items()}}
+    log.start(dump_config(config), sizes, here.world_size, step)
+    shown = ", ".join(f"{count:,} of {name}" for name, count in sizes.items())
+    log.say(
+        f"{config.folder}: {f'resumed at step {step}' if step else 'new run'}, {config.task.family} from {config.init}, "
+        f"{here.world_size} ranks, ZeRO stage {engine.stage}, {training.precision}, {training.steps} steps of "
+        f"{config.training.batch_size}; examples: {shown}"
+    )
+    steps = TaskSteps(
+        train, config.training.batch_size, config.data.positions_per_micro_batch, config.seed, start.model.feature_width
+    )
+    try:
+        return FinetuningRun(config, training, engine, task, start, steps, dev, log).train(step)
+    finally:
+        log.close()
+
+
+def _open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], start: Start, whole: bool) -> ExampleSet:
+    """Reads a set; its regions must be of the detector that the start was trained with."""
+    examples = ExampleSet(name, task, files_of(part), start.tokenizer, config.data, whole, show=distributed.rank() == 0)
+    stores = {id(example.store): example.store for example in examples.examples if example.store is not None}
+    for store in stores.values():
+        if start.detector:
+            store.expect_detector(start.detector, f"the checkpoint {start.checkpoint}")
+    return examples
+
+
+def _step_of(checkpoint: Path | None, start: Start, task: Task[Any]) -> int:
+    """The step to go on from.
+
+    Raises:
+        CheckpointError: the run's checkpoint holds another model, or answers of another training set.
+    """
+    if checkpoint is None:
+        return 0
+    state = read_state(checkpoint)
+    if state["model"] != start.model.model_dump(mode="json"):
+        raise CheckpointError(
+            f"{checkpoint}: was started from a model of another shape than init = {start.checkpoint}; choose another folder"
+        )
+    if state["task"] != task.facts:
+        raise CheckpointError(
+            f"{checkpoint}: its head was trained on another training set than task.train (other answers); choose another folder"
+        )
+    return int(state["step"])
+
+
+def _build_engine(
+    config: FinetuneConfig, training: TrainingSection, task: Task[Any], start: Start, checkpoint: Path | None
+) -> Engine:
+    def build() -> TaskModel:
+        torch.manual_seed(config.seed)
+        model = build_model(task, start.model)
+        model.unimo.transformer.activation_checkpointing = training.activation_checkpointing
+        return model
+
+    if checkpoint is not None:
+        weights: dict[str, torch.Tensor] | None = read_weights(checkpoint)
+    else:
+        weights = None if config.random_weights else _fitting_weights(task, start)
+    return Engine(build, lambda module: parameter_groups(module, training.weight_decay), training, weights)
+
+
+def build_model(task: Task[Any], model: ModelSection) -> TaskModel:
+    """The model with a task's head, and with those of its own that the task reads."""
+    unimo = Unimo(model)
+    unimo.keep_heads(task.heads)
+    return TaskModel(unimo, task, model)
+
+
+def _fitting_weights(task: Task[Any], start: Start) -> dict[str, torch.Tensor]:
+    """The weights of the start, without a head of other classes (MNLI's before STS-B, or one for other answers).
+
+    Raises:
+        CheckpointError: the start lacks weights of the model itself, or has them in another shape.
+    """
+    weights = read_weights(start.checkpoint)
+    if start.facts != task.facts:
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    with torch.device("meta"):
+        wanted = {name: parameter.shape for name, parameter in build_model(task, start.model).named_parameters()}
+    fitting = {name: weights[name] for name, shape in wanted.items() if name in weights and weights[name].shape == shape}
+    lacking = [name for name in wanted if name not in fitting and not name.startswith("head.")]
+    if lacking:
+        raise CheckpointError(
+            f"init = {start.checkpoint}: lacks {', '.join(lacking[:3])}{' and others' if len(lacking) > 3 else ''}: it was "
+            "fine-tuned for a task that does not read them; start from a pre-trained checkpoint"
+        )
+    return fitting
+
+
+class FinetuningRun(TrainingRun):
+    """A run on the training set of a task."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        training: TrainingSection,
+        engine: Engine,
+        task: Task[Any],
+        start: Start,
+        steps: TaskSteps,
+        dev: dict[str, ExampleSet],
+        log: RunLog,
+    ) -> None:
+        super().__init__(config.folder, config.seed, training, engine, log)
+        self._config, self._task, self._start, self._data, self._dev = config, task, start, steps, dev
+
+    def _steps(self, first: int) -> Iterator[StepData[TaskBatch]]:
+        data = self._config.data
+        return load_steps(self._data, first, self._training.steps, data.workers, data.prefetch_steps)
+
+    def _totals(self, counts: list[float]) -> TaskTotals:
+        return TaskTotals(*counts)
+
+    def _report(self, step: int, interval: Interval, result: StepResult) -> None:
+        values = {
+            "step": step,
+            "samples": step * self._config.training.batch_size,
+            "loss": interval.sums()[0] / interval.steps,
+            "lr": learning_rate(self._training, step - 1),
+            "grad_norm": result.gradient_norm,
+            **interval.speed(),
+        }
+        self._log.write(values)
+        self._log.say(
+            f"step {step}/{self._training.steps}  loss {values['loss']:.4f}  lr {values['lr']:.1e}  "
+            f"|g| {values['grad_norm']:.2f}  {values['positions_per_second']:,.0f} positions/s  "
+            f"data wait {100 * values['data_wait']:.0f} %  {self._left(step)} left"
+        )
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step % self._training.checkpoint_every == 0 or step == self._training.steps
+
+    def _evaluate(self, step: int) -> None:
+        module = self._engine.module
+        assert isinstance(module, TaskModel)
+        numbers = {
+            f"eval/{name}_{metric}": value
+            for name, examples in self._dev.items()
+            for metric, value in score_set(module, examples, self._start.model.feature_width).items()
+        }
+        self._log.write({"step": step, **numbers})
+        self._log.say(f"dev at step {step}: " + ", ".join(f"{name[5:]} {value:.4f}" for name, value in numbers.items()))
+        if distributed.rank() == 0:
+            chosen_by = f"eval/{next(iter(self._dev))}_{self._task.chosen_by}"
+            if mark_best(self._folder / "checkpoints", step, numbers[chosen_by]):
+                self._log.say(f"the best so far by {chosen_by[5:]}")
+
+    def _extras(self, step: int) -> Extras:
+        start = self._start
+        state = {
+            "step": step,
+            "samples": step * self._config.training.batch_size,
+            "model": start.model.model_dump(mode="json"),
+            "detector": start.detector,
+            "task": self._task.facts,
+            "world_size": distributed.world_size(),
+        }
+        return Extras(dump_config(self._config), state, start.tokenizer.folder)
+
+
+@torch.no_grad()
+def outputs_of(model: TaskModel, examples: ExampleSet, feature_width: int) -> Outputs:
+    """What the model says of every example of a set, on every rank; every rank must call it."""
+    training = model.training
+    model.eval()
+    parts: list[tuple[list[int], Outputs]] = []
+    problems: list[str] = []
+    for numbers in examples.shares():
+        batch = examples.pack(numbers, feature_width, problems)
+        parts.append((numbers, model.predict(batch.batch.to(distributed.device())).cpu().numpy()))
+    model.train(training)
+    if problems:
+        raise DataError(f"{problems[0]}; it was whole when the set was opened")
+    return distributed.rows_in_order(parts)
+
+
+def score_set(model: TaskModel, examples: ExampleSet, feature_width: int) -> dict[str, float]:
+    """What the model's outputs for a set with labels are worth; every rank must call it."""
+    return examples.task.score(outputs_of(model, examples, feature_width), examples.examples)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned model with all that its task needs."""
+
+    checkpoint: Path
+    config: FinetuneConfig
+    task: Task[Any]
+    start: Start
+    model: TaskModel
+
+    def open_set(self, name: str, part: Any) -> ExampleSet:
+        """Reads a set of the task."""
+        return _open_set(name, part, self.config, self.task, self.start, whole=True)
+
+
+def is_finetuned(path: Path) -> bool:
+    """Whether a run folder, or a checkpoint, is of a fine-tuning run and not of pre-training."""
+    file = path / "config.yaml"
+    return file.exists() and re.search(r"^task:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
+    """A checkpoint of a fine-tuning run, or the best one of a run folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    distributed.initialise(timeout_seconds=600)
+    start = read_start(path)
+    checkpoint = start.checkpoint
+    config = load_finetune_config(checkpoint / "config.yaml", overrides)
+    task = make_task(config.task, start.facts)
+    model = build_model(task, start.model)
+    model.load_state_dict(read_weights(checkpoint))
+    model.to(distributed.device())
+    return Finetuned(checkpoint, config, task, start, model)
+
+
+def evaluate_finetuned(path: Path, overrides: list[str]) -> dict[str, float]:
+    """Scores the dev sets of a run (`open_finetuned`), prints the numbers and writes them to `evaluation.json` beside it."""
+    found = open_finetuned(path, overrides)
+    width = found.start.model.feature_width
+    numbers = {
+        f"{name}_{metric}": value
+        for name, part in found.config.task.dev.items()
+        for metric, value in score_set(found.model, found.open_set(f"dev {name}", part), width).items()
+    }
+    if distributed.rank() == 0:
+        replace_text(found.checkpoint / "evaluation.json", json.dumps(numbers, indent=1))
+        print(json.dumps(numbers, indent=1))
+    return numbers
+
+
+def predict_sets(path: Path, out: Path, overrides: list[str]) -> list[Path]:
+    """Writes the predictions for every dev and test set of a run, in the form of the task's public evaluation.
+
+    Args:
+        path: as in `open_finetuned`.
+        out: folder for one file a set.
+        overrides: of the run's configuration.
+
+    Returns:
+        The files.
+    """
+    found = open_finetuned(path, overrides)
+    written = []
+    for name, part in {**found.config.task.dev, **found.config.task.test}.items():
+        examples = found.open_set(name, part)
+        outputs = outputs_of(found.model, examples, found.start.model.feature_width)
+        file = out / f"{name}{found.task.ending}"
+        if distributed.rank() == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            replace_text(file, found.task.predictions(outputs, examples.examples))
+        written.append(file)
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`CONFIG.yaml [a.b=c ...]`, as every launcher calls it; returns the exit code."""
+    return start_run("unimo_ds.finetune", lambda path, words: finetune(load_finetune_config(path, words)), arguments)
+
+
+if __name__ == "__main__":
+    distributed.leave(main())

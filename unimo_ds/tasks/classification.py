@@ -1,0 +1,88 @@
+"""What tasks with one sequence and one output an example share: pooled rows, and classes.
+
+Shape suffixes: see `unimo_ds.batch`; B examples, C classes, D hidden width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unimo_ds.batch import Batch, Kind
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.sequences import FIRST_POSITION, IGNORED, Ints, Member, PackedText
+from unimo_ds.data.sequences import Sequence as View
+from unimo_ds.errors import DataError
+from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.task import Example, Outputs
+from unimo_ds.tokenizer import CLS, SEP
+
+
+def joined(tokens: Sequence[Ints], limit: int) -> PackedText:
+    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, cut to `limit` rows: the longer text loses its end first."""
+    kept = [len(text) for text in tokens]
+    while sum(kept) > limit - 1 - len(tokens):
+        kept[kept.index(max(kept))] -= 1
+    parts = [np.append(text[:count], SEP) for text, count in zip(tokens, kept, strict=True)]
+    ids = np.concatenate([[CLS], *parts]).astype(np.int64)
+    return PackedText(ids, np.arange(len(ids)) + FIRST_POSITION, np.full(len(ids), IGNORED), len(ids))
+
+
+def add_text(packer: Packer, tokens: Sequence[Ints], limit: int, number: int) -> None:
+    """One sequence of text."""
+    packer.add(View(text=joined(tokens, limit), member=Member(number, Kind.ALONE)))
+
+
+def add_pair(packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
+    """One sequence of an image and a text."""
+    assert example.store is not None and example.image is not None
+    image, shown = packer.add_image(example.store.get(example.image))
+    packer.add(View(image=image, regions=shown, text=joined(tokens, limit), member=Member(number, Kind.PAIR)))
+
+
+def pooled_text(unimo: Unimo, hidden_TD: Tensor, batch: Batch) -> Tensor:
+    """The pooled [CLS] row of each example, [B, D]."""
+    pooled_BD: Tensor = unimo.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
+    return pooled_BD
+
+
+def pooled_image(unimo: Unimo, hidden_TD: Tensor, batch: Batch) -> Tensor:
+    """The pooled [IMG] row of each example, [B, D]."""
+    pooled_BD: Tensor = unimo.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
+    return pooled_BD
+
+
+class Classes:
+    """The classes of a task by name.
+
+    Args:
+        names: as they stand in the files.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._numbers = {name: number for number, name in enumerate(names)}
+
+    def number(self, name: str) -> int:
+        """The number of a class.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        if name not in self._numbers:
+            raise DataError(f"label {name!r} is none of {', '.join(map(repr, self.names))}")
+        return self._numbers[name]
+
+    def losses(self, output_BC: Tensor, targets_B: Tensor) -> Tensor:
+        """Cross-entropies, [B]."""
+        return F.cross_entropy(output_BC, targets_B, reduction="none")
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Numbers of the classes, int64 [B]; 0 where the files do not say."""
+        return torch.tensor([example.label or 0 for example in examples], dtype=torch.int64)
+
+    def chosen(self, outputs: Outputs) -> list[str]:
+        """The likeliest class of each example."""
+        return [self.names[number] for number in np.argmax(outputs, axis=1)] if len(outputs) else []

@@ -1,0 +1,152 @@
+"""A set of a task, read and tokenised, and its steps: what makes a micro-batch, on which rank.
+
+The order of examples is pre-training's (`unimo_ds.data.order`): a pure function of seed and step, on any number of ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from unimo_ds import distributed
+from unimo_ds.config import TaskDataSection
+from unimo_ds.data.corpus import can_be_read
+from unimo_ds.data.loader import StepData
+from unimo_ds.data.order import Mixture, order
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.plan import Item, share
+from unimo_ds.data.prepared import Rejects, batched
+from unimo_ds.data.sequences import Ints
+from unimo_ds.errors import DamagedRecordError, DataError
+from unimo_ds.tasks.task import Example, Task, TaskBatch
+from unimo_ds.tokenizer import Tokenizer
+
+_EXAMPLES_AT_ONCE = 32  # of an evaluation
+
+
+class ExampleSet:
+    """The examples of a set with their tokens.
+
+    Args:
+        name: for messages.
+        task: whose examples they are.
+        files: where they are; several are joined.
+        tokenizer: the run's tokenizer.
+        data: how much of an example is read.
+        whole: leave out examples whose image is damaged, so that every example can be evaluated; for training this is found out
+            at the step.
+        show: report what is left out.
+
+    Raises:
+        DataError: not one example can be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Task[Any],
+        files: Sequence[Any],
+        tokenizer: Tokenizer,
+        data: TaskDataSection,
+        whole: bool,
+        show: bool,
+    ) -> None:
+        self.name, self.task, self._data = name, task, data
+        rejects = Rejects()
+        found = chain.from_iterable(task.read(part, rejects) for part in files)
+        self.examples = list(_readable(found, rejects) if whole else found)
+        if show:
+            rejects.report(name, len(self.examples))
+        if not self.examples:
+            raise DataError(f"{name}: not one example can be used" + "".join(f"; {reason}" for reason in rejects.reasons[:1]))
+        texts = chain.from_iterable(example.texts for example in self.examples)
+        encoded = [np.array(ids, np.int32) for batch in batched(texts) for ids in tokenizer.encode(batch)]
+        self._tokens = np.concatenate(encoded)
+        self._offsets = np.cumsum([0, *map(len, encoded)])
+        self._first_text = np.cumsum([0, *(len(example.texts) for example in self.examples)])
+        counts: dict[tuple[int, str], int] = {}
+        self._image_rows = [_image_rows(example, data.max_regions, counts) for example in self.examples]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def tokens(self, number: int) -> list[Ints]:
+        """Ids of each text of an example, without special tokens."""
+        texts = range(self._first_text[number], self._first_text[number + 1])
+        return [self._tokens[self._offsets[text] : self._offsets[text + 1]].astype(np.int64) for text in texts]
+
+    def positions(self, number: int) -> int:
+        """Rows of an example in the stream, at most."""
+        first, end = self._first_text[number : number + 2]
+        text = int(self._offsets[end] - self._offsets[first]) + 1 + int(end - first)
+        return min(text, self._data.max_text_tokens) + self._image_rows[number]
+
+    def pack(self, numbers: Sequence[int], feature_width: int, problems: list[str]) -> TaskBatch:
+        """The micro-batch of some examples; what is left out is added to `problems`."""
+        packer = Packer(feature_width, self._data.max_regions)
+        packed: list[Example] = []
+        for number in numbers:
+            example = self.examples[number]
+            try:
+                self.task.add(packer, example, self.tokens(number), self._data.max_text_tokens, len(packed))
+            except DamagedRecordError as error:
+                problems.append(f"{self.name}, example {example.name!r} left out: {error}")
+            else:
+                packed.append(example)
+        return TaskBatch(packer.build(), self.task.targets(packed), len(packed))
+
+    def shares(self) -> Iterator[list[int]]:
+        """This rank's batches of an evaluation; examples of similar length together, as many batches on every rank."""
+        by_length = np.argsort([self.positions(number) for number in range(len(self))], kind="stable")
+        for places in distributed.shares(len(self), _EXAMPLES_AT_ONCE):
+            yield by_length[places].tolist() if places else []
+
+
+def _readable(examples: Iterator[Example], rejects: Rejects) -> Iterator[Example]:
+    """Those whose image is whole; each image is looked at once."""
+    known: dict[tuple[int, str], bool] = {}
+    for example in examples:
+        if example.store is not None and example.image is not None:
+            key = (id(example.store), example.image)
+            if key not in known:
+                known[key] = can_be_read(example.store, example.image, rejects, f"example {example.name!r}")
+            if not known[key]:
+                continue
+        yield example
+
+
+def _image_rows(example: Example, max_regions: int, counts: dict[tuple[int, str], int]) -> int:
+    if example.store is None or example.image is None:
+        return 0
+    key = (id(example.store), example.image)
+    if key not in counts:
+        counts[key] = 1 + min(example.store.count(example.image), max_regions)
+    return counts[key]
+
+
+class TaskSteps(Dataset[StepData[TaskBatch]]):
+    """The steps of a fine-tuning run, by number.
+
+    Args:
+        examples: the training set.
+        batch_size: examples of a step, over all ranks.
+        budget: positions of a micro-batch, at most.
+        seed: the run's seed.
+        feature_width: F of the regions stores.
+    """
+
+    def __init__(self, examples: ExampleSet, batch_size: int, budget: int, seed: int, feature_width: int) -> None:
+        self._examples, self._budget, self._seed, self._feature_width = examples, budget, seed, feature_width
+        self._mixture = Mixture((min(batch_size, len(examples)),), (len(examples),))
+        self._rank, self._world_size = distributed.rank(), distributed.world_size()
+
+    def __getitem__(self, step: int) -> StepData[TaskBatch]:
+        draws = order(self._seed, self._mixture, step)
+        items = [Item(draw, (), self._examples.positions(draw.index)) for draw in draws]
+        mine = [ranks[self._rank] for ranks in share(items, self._world_size, self._budget)]
+        problems: list[str] = []
+        numbers = [[item.draw.index for item in micro] for micro in mine]
+        batches = [self._examples.pack(micro, self._feature_width, problems) for micro in numbers]
+        return StepData(step, batches, [item.draw for items in mine for item in items], problems)

@@ -1,0 +1,127 @@
+"""One or two sentences to a class or a number: SST-2, CoLA, MNLI with AX, STS-B (unimo-spec, 7.1).
+
+Files are tab-separated, without quoting: as the GLUE benchmark gives them, or as the original release has them (`text_a`,
+`text_b`, `label`, `qid`). Columns are found by the names in the first line; CoLA's training and dev files have none.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unimo_ds.batch import Batch
+from unimo_ds.config import ModelSection, SentenceFiles, SentencesSection
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.prepared import Rejects
+from unimo_ds.data.sequences import Ints
+from unimo_ds.errors import DataError
+from unimo_ds.metrics.classification import accuracy, matthews_correlation, pearson_correlation, spearman_correlation
+from unimo_ds.model.task_heads import SentenceHead
+from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.classification import Classes, add_text, pooled_text
+from unimo_ds.tasks.files import lines
+from unimo_ds.tasks.task import Example, Outputs, Task
+
+_TEXTS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("question", "sentence"), ("premise", "hypothesis"))
+_ALONE = ("text_a", "sentence")
+_LABELS = ("gold_label", "label", "score")  # MNLI has columns of single annotators beside `gold_label`
+_NAMES = ("qid", "index", "id")
+_COLA = {"label": 1, "sentence": 3}  # its columns in files without names
+
+
+class Sentences(Task[SentenceFiles]):
+    """A task of sentences."""
+
+    heads = ("text_pooler",)
+    ending = ".tsv"
+
+    def __init__(self, section: SentencesSection) -> None:
+        self._classes = Classes(section.labels) if section.labels else None
+        self._metric = section.metric
+        self.chosen_by = section.metric
+
+    def read(self, files: SentenceFiles, rejects: Rejects) -> Iterator[Example]:
+        columns: dict[str, int] | None = None
+        for number, line in lines(files.path, rejects):
+            fields = line.split("\t")
+            if columns is None:
+                columns, is_header = _columns(fields, str(files.path))
+                if is_header:
+                    continue
+            try:
+                yield self._example(fields, columns, number)
+            except (ValueError, IndexError, DataError) as error:
+                reason = "has too few columns" if isinstance(error, IndexError) else error
+                rejects(f"{files.path}:{number}: {reason}: {line[:60]!r}")
+
+    def _example(self, fields: list[str], columns: dict[str, int], number: int) -> Example:
+        texts = [fields[columns[name]].strip() for name in ("first", "second") if name in columns]
+        if not all(texts):
+            raise ValueError("a sentence is empty")
+        name = fields[columns["name"]] if "name" in columns else str(number)
+        if "label" not in columns:
+            return Example(name, tuple(texts))
+        label = fields[columns["label"]].strip()
+        return Example(name, tuple(texts), label=float(label) if self._classes is None else self._classes.number(label))
+
+    def build_head(self, model: ModelSection) -> nn.Module:
+        return SentenceHead(model, 1 if self._classes is None else len(self._classes.names))
+
+    def add(self, packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
+        add_text(packer, tokens, limit, number)
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        if self._classes is not None:
+            return self._classes.targets(examples)
+        return torch.tensor([example.label or 0.0 for example in examples], dtype=torch.float32)
+
+    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+        scores_BC: Tensor = head(pooled_text(unimo, unimo.encode(batch), batch))
+        return scores_BC
+
+    def losses(self, output: Tensor, targets: Tensor) -> Tensor:
+        return (output[:, 0] - targets).square() if self._classes is None else self._classes.losses(output, targets)
+
+    def score(self, outputs: Outputs, examples: Sequence[Example]) -> dict[str, float]:
+        labels = np.array([example.label for example in examples])
+        if self._classes is None:
+            both = {
+                "pearson": pearson_correlation(outputs[:, 0], labels),
+                "spearman": spearman_correlation(outputs[:, 0], labels),
+            }
+            return {**both, "correlation": sum(both.values()) / 2}
+        chosen = outputs.argmax(1)
+        found = {"accuracy": accuracy(chosen, labels)}
+        return {**found, "matthews": matthews_correlation(chosen, labels)} if self._metric == "matthews" else found
+
+    def predictions(self, outputs: Outputs, examples: Sequence[Example]) -> str:
+        """GLUE's submission files: `index` and `prediction`."""
+        labels = [f"{number:.3f}" for number in outputs[:, 0]] if self._classes is None else self._classes.chosen(outputs)
+        rows = (f"{example.name}\t{label}" for example, label in zip(examples, labels, strict=True))
+        return "\n".join(["index\tprediction", *rows]) + "\n"
+
+
+def _columns(fields: list[str], where: str) -> tuple[dict[str, int], bool]:
+    """Where the sentences, the label and the name stand, and whether these fields are the names of columns.
+
+    Raises:
+        DataError: no sentence is among the columns.
+    """
+    places = {name.strip(): place for place, name in enumerate(fields)}
+    found: dict[str, int] = {}
+    pair = next((names for names in _TEXTS if all(name in places for name in names)), None)
+    if pair is not None:
+        found = {"first": places[pair[0]], "second": places[pair[1]]}
+    elif alone := [name for name in _ALONE if name in places]:
+        found = {"first": places[alone[0]]}
+    elif len(fields) == 4 and fields[1] in ("0", "1"):
+        return {"first": _COLA["sentence"], "label": _COLA["label"]}, False
+    else:
+        known = ", ".join("/".join(names) for names in (*_TEXTS, *zip(_ALONE)))
+        raise DataError(f"{where}:1: no sentences among the columns {', '.join(fields)[:200]}; known are {known}")
+    for key, names in (("label", _LABELS), ("name", _NAMES)):
+        present = [name for name in names if name in places]
+        if present:
+            found[key] = places[present[0]]
+    return found, True

@@ -1,0 +1,181 @@
+"""The one protocol of all tasks, and the module that the engine wraps.
+
+A task reads its files as `Example`s, puts each into the packed stream as one or more sequences, reads its output off the hidden
+states, and says what an output costs and what a set of outputs is worth. Loop, order, packing, checkpoints and log are those of
+pre-training.
+
+Shape suffixes: see `unimo_ds.batch`; B examples, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from unimo_ds import distributed
+from unimo_ds.batch import Batch
+from unimo_ds.config import ModelSection
+from unimo_ds.data.packing import Packer
+from unimo_ds.data.prepared import Rejects
+from unimo_ds.data.sequences import Ints
+from unimo_ds.data.store import RegionStore
+from unimo_ds.model.unimo import Unimo
+
+Outputs = npt.NDArray[np.float32]
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a set.
+
+    Attributes:
+        name: what the set's own files call it: a question id, a pair id, a line number.
+        texts: the sentences.
+        image: key of its image in `store`, or None.
+        store: the regions of the set's images, or None.
+        label: what is to be predicted, in the task's own form; None where the files do not say.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    image: str | None = None
+    store: RegionStore | None = None
+    label: Any = None
+
+
+@dataclass(frozen=True)
+class TaskCounts:
+    """The denominators of a micro-batch, before summing over ranks."""
+
+    examples: int
+    positions: int
+
+    def tensor(self) -> Tensor:
+        """int64 [2]."""
+        return torch.tensor([self.examples, self.positions])
+
+
+@dataclass(frozen=True)
+class TaskTotals:
+    """The denominators of a step, over all ranks and micro-batches."""
+
+    examples: float
+    positions: float
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """A packed stream with what is to be predicted of its B examples."""
+
+    batch: Batch
+    targets: Tensor
+    examples: int
+
+    def counts(self) -> TaskCounts:
+        """The denominators of this batch's loss."""
+        return TaskCounts(self.examples, self.batch.positions)
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        """The same on `device`."""
+        return TaskBatch(self.batch.to(device), self.targets.to(device, non_blocking=True), self.examples)
+
+    def pin_memory(self) -> "TaskBatch":
+        """The same in page-locked memory."""
+        return TaskBatch(self.batch.pin_memory(), self.targets.pin_memory(), self.examples)
+
+
+class Task(ABC, Generic[F]):
+    """A family of tasks with the settings of one; F is what a set's files are called by in the configuration.
+
+    Attributes:
+        heads: the heads of `Unimo` that it reads; the others are left out.
+        chosen_by: name of the number, among those of `score`, by which the best checkpoint is chosen.
+        ending: of the files that `predictions` are written to.
+    """
+
+    heads: tuple[str, ...]
+    chosen_by: str
+    ending: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was learned from the training set and belongs to the head: a checkpoint keeps it."""
+        return {}
+
+    @abstractmethod
+    def read(self, files: F, rejects: Rejects) -> Iterator[Example]:
+        """The examples of a set; what cannot be used is told to `rejects`."""
+
+    @abstractmethod
+    def build_head(self, model: ModelSection) -> nn.Module:
+        """What the task adds to the model."""
+
+    @abstractmethod
+    def add(self, packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
+        """Adds the sequences of an example to a micro-batch.
+
+        Args:
+            packer: of the micro-batch.
+            example: it.
+            tokens: ids of each of its texts, without special tokens.
+            limit: rows of a text at most, special tokens included.
+            number: of the example in the micro-batch.
+
+        Raises:
+            DamagedRecordError: its image cannot be read; nothing was added.
+        """
+
+    @abstractmethod
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """What is to be predicted, first axis B."""
+
+    @abstractmethod
+    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+        """What the model says, float32, first axis B."""
+
+    @abstractmethod
+    def losses(self, output: Tensor, targets: Tensor) -> Tensor:
+        """What each example costs, float32 [B]."""
+
+    @abstractmethod
+    def score(self, outputs: Outputs, examples: Sequence[Example]) -> dict[str, float]:
+        """What the outputs for a whole set with labels are worth."""
+
+    @abstractmethod
+    def predictions(self, outputs: Outputs, examples: Sequence[Example]) -> str:
+        """The answers to the examples, as a file of the task's public evaluation."""
+
+
+class TaskModel(nn.Module):
+    """The model with a task's head: what the engine wraps.
+
+    Args:
+        unimo: with the heads that the task reads.
+        task: says what is read and what it costs.
+        model: the shape.
+    """
+
+    def __init__(self, unimo: Unimo, task: Task[Any], model: ModelSection) -> None:
+        super().__init__()
+        self.unimo = unimo
+        self.head = task.build_head(model)
+        self._task = task
+
+    def forward(self, batch: TaskBatch, totals: TaskTotals) -> tuple[Tensor, Tensor]:
+        """The loss to differentiate, and float32 [1], this micro-batch's share of the step's loss.
+
+        The loss is a scalar whose gradient, averaged over ranks as data parallelism does, is the gradient of the step's loss.
+        """
+        losses_B = self._task.losses(self.predict(batch.batch), batch.targets)
+        share = losses_B.sum() / max(1.0, totals.examples)
+        return share * distributed.world_size(), share.detach()[None]
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The task's output, float32, first axis B."""
+        return self._task.output(self.unimo, self.head, batch)
