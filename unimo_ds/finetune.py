@@ -17,7 +17,7 @@ from unimo_ds.config import FinetuneConfig, ModelSection, TrainingSection, dump_
 from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
-from unimo_ds.engine.run_log import RunLog, forget_after
+from unimo_ds.engine.run_log import RunLog
 from unimo_ds.errors import CheckpointError, DataError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
@@ -25,7 +25,7 @@ from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tasks.families import files_of, make_task
 from unimo_ds.tasks.task import Outputs, Task, TaskBatch, TaskModel, TaskTotals
 from unimo_ds.tokenizer import Tokenizer
-from unimo_ds.training_run import Interval, TrainingRun
+from unimo_ds.training_run import Interval, TrainingRun, go_on_from
 from unimo_ds.training_run import start as start_run
 
 
@@ -92,11 +92,7 @@ def finetune(config: FinetuneConfig) -> Path | None:
     engine = _build_engine(config, training, task, start, checkpoint)
     if checkpoint is not None:
         resume(engine, checkpoint)
-    if here.rank == 0:
-        forget_after(config.folder, step)
-        for mark in ("REQUEUE", "DONE"):
-            (config.folder / mark).unlink(missing_ok=True)
-    distributed.barrier()
+    go_on_from(config.folder, step)
     log = RunLog(config.folder, enabled=here.rank == 0)
     sizes = {"train": len(train), **{f"dev {name}": len(examples) for name, examples in dev.items()}}
     log.start(dump_config(config), sizes, here.world_size, step)
@@ -129,7 +125,7 @@ def _step_of(checkpoint: Path | None, start: Start, task: Task[Any]) -> int:
     """The step to go on from.
 
     Raises:
-        CheckpointError: the run's checkpoint holds another model, or answers of another training set.
+        CheckpointError: the run's checkpoint holds another model, or a head for other answers.
     """
     if checkpoint is None:
         return 0
@@ -140,7 +136,7 @@ def _step_of(checkpoint: Path | None, start: Start, task: Task[Any]) -> int:
         )
     if state["task"] != task.facts:
         raise CheckpointError(
-            f"{checkpoint}: its head was trained on another training set than task.train (other answers); choose another folder"
+            f"{checkpoint}: its head was trained for other answers than task.train or task.labels give; choose another folder"
         )
     return int(state["step"])
 

@@ -16,7 +16,7 @@ from unimo_ds.data.corpus import Corpus, prepare_corpora
 from unimo_ds.data.loader import PretrainingData, StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, find_checkpoint, read_state, read_weights, resume
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
-from unimo_ds.engine.run_log import RunLog, forget_after
+from unimo_ds.engine.run_log import RunLog
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError
 from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out, write_evaluation
 from unimo_ds.model.unimo import Unimo, parameter_groups
@@ -24,7 +24,7 @@ from unimo_ds.objectives.meter import readings
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals, loss_weights
 from unimo_ds.rewrites import LEVELS
 from unimo_ds.tokenizer import Tokenizer
-from unimo_ds.training_run import Interval, TrainingRun, start
+from unimo_ds.training_run import Interval, TrainingRun, go_on_from, start
 
 
 def pretrain(config: RunConfig) -> Path | None:
@@ -53,11 +53,7 @@ def pretrain(config: RunConfig) -> Path | None:
     engine = _build_engine(config, checkpoint)
     if checkpoint is not None:
         resume(engine, checkpoint)
-    if here.rank == 0:
-        forget_after(config.folder, step)
-        for mark in ("REQUEUE", "DONE"):
-            (config.folder / mark).unlink(missing_ok=True)
-    distributed.barrier()
+    go_on_from(config.folder, step)
     data = PretrainingData(config, corpora, tokenizer, config.model.feature_width, here.rank, here.world_size)
     log = RunLog(config.folder, enabled=here.rank == 0)
     log.start(dump_config(config), {corpus.name: _manifest(corpus) for corpus in corpora}, here.world_size, step)

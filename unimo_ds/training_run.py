@@ -16,7 +16,7 @@ from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
 from unimo_ds.engine.checkpoint import Extras, save_checkpoint
 from unimo_ds.engine.engine import Engine, StepResult
-from unimo_ds.engine.run_log import RunLog, SampleLog
+from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.errors import UnimoError
 from unimo_ds.progress import format_duration
@@ -173,6 +173,15 @@ class TrainingRun(ABC):
         if distributed.rank() == 0:
             (self._folder / "REQUEUE").write_text(f"{step}\n", encoding="utf-8")
         return saved
+
+
+def go_on_from(folder: Path, step: int) -> None:
+    """Makes a run folder as it was after `step` steps; every rank must call it."""
+    if distributed.rank() == 0:
+        forget_after(folder, step)
+        for mark in ("REQUEUE", "DONE"):
+            (folder / mark).unlink(missing_ok=True)
+    distributed.barrier()
 
 
 def start(module: str, run: Callable[[Path, list[str]], object], arguments: list[str] | None) -> int:

@@ -103,14 +103,13 @@ class FinetuneTrainingSection(OptimisationSection):
 
     def for_examples(self, count: int) -> TrainingSection:
         """The section in steps, for a training set of `count` examples."""
-        per_epoch = max(1, count // self.batch_size)
-        steps = self.epochs * per_epoch
+        steps = max(1, self.epochs * count // self.batch_size)
         own = {"epochs", "batch_size", "warmup_share", "checkpoints_per_epoch"}
         return TrainingSection(
             **self.model_dump(exclude=own),
             steps=steps,
             warmup_steps=int(self.warmup_share * steps),
-            checkpoint_every=max(1, per_epoch // self.checkpoints_per_epoch),
+            checkpoint_every=max(1, count // self.batch_size // self.checkpoints_per_epoch),
         )
 
 

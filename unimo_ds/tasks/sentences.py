@@ -5,6 +5,7 @@ Files are tab-separated, without quoting: as the GLUE benchmark gives them, or a
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,10 @@ class Sentences(Task[SentenceFiles]):
         self._classes = Classes(section.labels) if section.labels else None
         self._metric = section.metric
         self.chosen_by = section.metric
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self._classes.names) if self._classes is not None else []}
 
     def read(self, files: SentenceFiles, rejects: Rejects) -> Iterator[Example]:
         columns: dict[str, int] | None = None

@@ -105,7 +105,7 @@ class Task(ABC, Generic[F]):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was learned from the training set and belongs to the head: a checkpoint keeps it."""
+        """What the numbers of the head stand for: a checkpoint keeps it, and a head is only used for the same."""
         return {}
 
     @abstractmethod
