@@ -5,6 +5,7 @@
     python tools/bench.py profile --sizes base            where a step through the engine spends its time
     python tools/bench.py attention                       against padded attention with a mask
     python tools/bench.py contrastive --huge              against open_clip's loss; 65,536 pairs too, which takes minutes
+    python tools/bench.py generation                      captions by beam search, against BLIP's decoder
     python tools/bench.py regions                         reading the store, for docs/performance.md
     python tools/bench.py extraction                      finding regions, for docs/performance.md
     python tools/bench.py rewriting                       precision, for docs/rewriting.md; fails below 98 %
@@ -24,6 +25,7 @@ from unimo_ds.bench import (
     candidates,
     contrastive,
     extraction,
+    generation,
     neighbours,
     regions,
     rewriting,
@@ -37,6 +39,7 @@ WHAT = (
     "profile",
     "attention",
     "contrastive",
+    "generation",
     "regions",
     "extraction",
     "rewriting",
@@ -90,6 +93,10 @@ def main() -> None:
         kernels = contrastive.measure_contrastive(rounds=given.rounds, huge=given.huge)
         print(contrastive.table(kernels) + "\n", flush=True)
         rows += kernels
+    if given.what in ("generation", "all"):
+        texts = generation.measure_generation(given.sizes, given.precisions, given.rounds)
+        print(generation.table(texts) + "\n", flush=True)
+        rows += texts
     if given.what == "profile":
         for size in given.sizes:
             for precision in given.precisions:

@@ -11,11 +11,13 @@ Shape suffixes:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+FIRST_POSITION = 2  # of a text: RoBERTa's padding index + 1 (unimo-spec, 1.3)
 
 
 class Kind(IntEnum):
@@ -143,6 +145,10 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; torch's DataLoader calls this by name."""
         return self._map(Tensor.pin_memory)
+
+    def emptied(self) -> "Batch":
+        """A batch of no sequences, with the same widths, types and device."""
+        return replace(self._map(lambda tensor: tensor[:0]), cu_seqlens_S1=self.cu_seqlens_S1[:1])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(*(change(getattr(self, field.name)) for field in fields(self)))

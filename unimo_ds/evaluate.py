@@ -16,18 +16,19 @@ import numpy.typing as npt
 import torch
 
 from unimo_ds import distributed
-from unimo_ds.batch import Batch, Target
+from unimo_ds.batch import Batch
 from unimo_ds.choices import ChoiceExample, ChoiceTest, run_choices
 from unimo_ds.config import RunConfig, load_config
 from unimo_ds.data.corpus import Corpus, can_be_read, prepare_corpora
 from unimo_ds.data.order import Draw, generator
 from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import FIRST_POSITION, FIRST_WORD, IGNORED, PackedText, Sequence, ViewMaker
+from unimo_ds.data.sequences import FIRST_WORD, Sequence, ViewMaker
 from unimo_ds.engine.checkpoint import find_checkpoint, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.metrics.ranking import chance_of_recall, recall_at
-from unimo_ds.model.generation import generate_greedily
+from unimo_ds.model.beams import Decoding
+from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
@@ -261,20 +262,14 @@ def _generate_captions(unimo: Unimo, pairs: HeldOut, width: int) -> list[Caption
     wanted = min(pairs.section.captions, len(pairs.images))
     mine = list(range(distributed.rank(), wanted, distributed.world_size()))
 
-    def pack(written: list[list[int]]) -> Batch:
-        packer = pairs.packer(width)
-        for number, words in zip(mine, written, strict=True):
-            image, shown = packer.add_image(pairs.regions(number))
-            ids = np.array([CLS, *words], dtype=np.int64)
-            labels = np.full(len(ids), IGNORED)
-            labels[-1] = SEP  # only marks the row that predicts
-            text = PackedText(ids, np.arange(len(ids)) + FIRST_POSITION, labels, 0)
-            packer.add(Sequence(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
-        return packer.build().to(distributed.device())
-
+    packer = pairs.packer(width)
+    for number in mine:
+        image, shown = packer.add_image(pairs.regions(number))
+        packer.add(Sequence(image=image, regions=shown))
     forbidden = [*(id for id in range(FIRST_WORD) if id != SEP), pairs.tokenizer.mask]
-    written = generate_greedily(unimo, pack, len(mine), pairs.section.caption_tokens, SEP, forbidden)
-    examples = [(number, pairs.tokenizer.decode(words)) for number, words in zip(mine, written, strict=True)]
+    greedy = Decoding(beams=1, longest=pairs.section.caption_tokens)
+    written = generate(unimo, packer.build().to(distributed.device()), greedy, CLS, SEP, forbidden)
+    examples = [(number, pairs.tokenizer.decode(text.ids)) for number, text in zip(mine, written, strict=True)]
     everywhere = sorted(example for rank in distributed.gather_objects(examples) for example in rank)
     return [CaptionExample(pairs.images[number], _captions_of(pairs, number), text) for number, text in everywhere]
 

@@ -121,3 +121,30 @@ def test_autocast_casts_as_it_does_for_torchs_own() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = linear(x, weight, bias), F.linear(x, weight, bias)
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(0, 40) | st.integers(120, 140),
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 40),
+    dtype=st.sampled_from([*TOLERANCE, torch.float64]),
+    strided=st.booleans(),
+)
+def test_values_where_no_gradient_is_wanted(rows: int, inputs: int, outputs: int, dtype: torch.dtype, strided: bool) -> None:
+    """Where a few rows may come out laid out by columns, and go in again."""
+    generator = torch.Generator().manual_seed(rows)
+    x, weight, bias, back = (
+        torch.randn(*shape, generator=generator).to(dtype)
+        for shape in ((rows, 2 * inputs), (outputs, inputs), (outputs,), (inputs, outputs))
+    )
+    x = x[:, :inputs] if strided else x[:, :inputs].contiguous()
+    with torch.no_grad():
+        found = linear(x, weight, bias)
+        again = linear(found, back, x.new_zeros(inputs))
+    tolerance = TOLERANCE.get(dtype, 1e-12)
+    close = {"atol": tolerance * inputs**0.5, "rtol": tolerance}
+    torch.testing.assert_close(found.double(), F.linear(x.double(), weight.double(), bias.double()), **close)
+    assert found.dtype == dtype
+    close["atol"] = 4 * tolerance * outputs**0.5
+    torch.testing.assert_close(again.double(), F.linear(found.double(), back.double()), **close)

@@ -1,4 +1,4 @@
-"""The model's parts: calls per batch, initial values, groups of parameters, temperature, dropout, generation."""
+"""The model's parts: calls per batch, initial values, groups of parameters, temperature, dropout."""
 
 import math
 from collections import Counter
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from tests.helpers import TINY, random_batch, random_regions, view_maker
 from tests.model.test_one_pass import calls, model, totals
-from unimo_ds.batch import Batch, Target
+from unimo_ds.batch import FIRST_POSITION, Batch, Target
 from unimo_ds.config import SIZES, ModelSection
 from unimo_ds.data.packing import Packer
-from unimo_ds.data.sequences import FIRST_POSITION, PackedText, Sequence
-from unimo_ds.model.generation import generate_greedily
+from unimo_ds.data.sequences import PackedText, Sequence
 from unimo_ds.model.heads import Temperature
 from unimo_ds.model.unimo import Unimo, parameter_groups
 from unimo_ds.tokenizer import CLS
@@ -175,23 +174,6 @@ def probabilities(unimo: Unimo, words: list[int], number: int) -> Tensor:
     """The next word's scores of sentence `number` when the others are empty."""
     written = [[] for _ in range(number)] + [words]
     return unimo(sentences_batch(written), want_logits=True).language_logits_MV[number].detach()
-
-
-def test_greedy_generation_takes_the_best_word_at_each_step() -> None:
-    torch.manual_seed(0)
-    unimo = Unimo(TINY).eval()
-    forbidden = [0, 1, 2, 3]
-    written = generate_greedily(unimo, sentences_batch, 3, 6, end=-1, forbidden=forbidden)
-    assert [len(sentence) for sentence in written] == [6, 6, 6]
-    for number, sentence in enumerate(written):
-        for place, word in enumerate(sentence):
-            scores = probabilities(unimo, sentence[:place], number)
-            scores[forbidden] = -torch.inf
-            assert float(scores[word]) == pytest.approx(float(scores.max()), abs=1e-5)
-    end = written[0][2]
-    cut = generate_greedily(unimo, sentences_batch, 3, 6, end=end, forbidden=forbidden)
-    assert cut == [sentence[: sentence.index(end)] if end in sentence else sentence for sentence in written]
-    assert len(cut[0]) <= 2 and generate_greedily(unimo, sentences_batch, 0, 6, end, forbidden) == []
 
 
 def test_the_view_of_generation_is_that_of_training() -> None:

@@ -9,8 +9,6 @@ Shape suffixes: T positions, S sequences, L the longest, H heads, E head width.
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unimo_ds.bench.kernel_peers import Attend, padded_sdpa, sequences_of
+from unimo_ds.bench.threads import one_thread
 from unimo_ds.kernels.attention import packed_attention
 from unimo_ds.kernels.counts import Lengths, mixed_batch, standard_batch
 from unimo_ds.progress import track
@@ -46,18 +45,8 @@ def measure_attention(timed: dict[str, Lengths], rounds: int = 5) -> list[dict[s
         rounds: timings of each, after a warm-up.
     """
     cases = list(product(timed, _DTYPES, RATES))
-    with _one_thread():
+    with one_thread():
         return [_row(*case, timed[case[0]], rounds) for case in track(cases, "attention", len(cases), "cases")]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _row(batch: str, precision: str, rate: float, lengths: Lengths, rounds: int) -> dict[str, object]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unimo_ds.batch import Kind, Source, Target
+from unimo_ds.batch import FIRST_POSITION, Kind, Source, Target
 from unimo_ds.config import MaskingSection
 from unimo_ds.data.masking import choose_fragments, choose_regions, choose_spans, corrupt
 from unimo_ds.regions import Regions, intersection_over_union
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
-FIRST_POSITION = 2  # RoBERTa's padding index + 1
 FIRST_WORD = 4  # ids below are special
 IGNORED = -1
 

@@ -5,6 +5,8 @@ Which these are depends on the processor, and a step takes half as long or less 
 - float32: torch multiplies with MKL, which leaves AVX-512 aside where the processor is not Intel's. oneDNN, which torch carries
   for convolutions and bfloat16, is twice as fast there; on Intel's, MKL is faster. torch reaches oneDNN only through
   `mkldnn::_linear_pointwise`, which its compiler emits; where that is missing, and on a GPU, torch's own product is used.
+- float32 where oneDNN is not taken, a few rows and no gradient, as in generation: the weight takes the left side,
+  `(weight x^T)^T`. A library copies its right operand into the order that it works in, and so the small one is copied.
 - bfloat16: oneDNN, which torch takes too; here it also adds the bias inside the product, where torch first copies it into every
   row of the result. An x86 processor without instructions for bfloat16 imitates them, and a float32 product of the same
   matrices, rounded at the end, takes a quarter of the time; both sum in float32.
@@ -39,6 +41,8 @@ ONEDNN = (
 FLOAT32_BY_ONEDNN = ONEDNN and "GenuineIntel" not in _PROCESSOR
 BFLOAT16_IMITATED = "avx2" in _PROCESSOR and not any(name in _PROCESSOR for name in ("avx512_bf16", "amx_bf16"))
 
+_FEW_ROWS = 128  # up to which a product is faster with the weight on its left side
+
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which a CPU multiplies tensors of `dtype` fastest: float32 where it would imitate the type."""
@@ -60,14 +64,20 @@ def choices() -> dict[str, str]:
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-    """`x weight^T + bias`, [T, O].
+    """`x weight^T + bias`, [T, O]; laid out by rows, or by columns where that is faster.
 
     Args:
         x_TI: inputs in the weight's dtype, with any number of leading axes; T may be 0.
         weight_OI, bias_O: the layer.
     """
-    # Never by the number of rows: ranks with and without rows would hand their gradients to ZeRO in different orders.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not _better_than_torch(x_TI, weight_OI):
+    # With a gradient never by the number of rows: ranks with and without rows would hand theirs to ZeRO in different orders.
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return F.linear(x_TI, weight_OI, bias_O)
+    if _few_rows(x_TI, weight_OI):
+        work = product_dtype(x_TI.dtype)
+        y_OT = torch.addmm(bias_O.to(work)[:, None], weight_OI.to(work), x_TI.T.to(work).contiguous())
+        return y_OT.T.to(x_TI.dtype)
+    if not _better_than_torch(x_TI, weight_OI):
         return F.linear(x_TI, weight_OI, bias_O)
     y_TO: Tensor = _Linear.apply(x_TI.flatten(0, -2), weight_OI, bias_O)
     return y_TO.view(*x_TI.shape[:-1], weight_OI.shape[0])
@@ -84,6 +94,13 @@ def matrix_product(left: Tensor, right: Tensor) -> Tensor:
     if FLOAT32_BY_ONEDNN and left.dtype == torch.float32 and left.numel() and right.numel():
         return _onednn(left, right.T, None)
     return left @ right
+
+
+def _few_rows(x_TI: Tensor, weight_OI: Tensor) -> bool:
+    if x_TI.device.type != "cpu" or x_TI.dim() != 2 or weight_OI.dtype != x_TI.dtype or torch.is_grad_enabled():
+        return False
+    by_torch = product_dtype(x_TI.dtype) == torch.float32 and not FLOAT32_BY_ONEDNN
+    return by_torch and 0 < len(x_TI) <= _FEW_ROWS
 
 
 def _better_than_torch(x_TI: Tensor, weight_OI: Tensor) -> bool:

@@ -1,39 +1,75 @@
-"""Greedy generation of text from an image.
+"""Text from images, from texts, or from both: greedy and beam search over a prefix that is encoded once.
 
-Every rank must make the same number of passes, so a fixed number of steps is run and sentences are cut at their end.
+The prefix is a packed batch like any other; its pass keeps every layer's keys and values (`cache.Cache`). A step is a packed
+batch of one new row a hypothesis, and attends to them. Both are whole passes through `Unimo`, so that all ranks call the same
+modules in the same order, whatever they hold; and all ranks make the same number of them.
+
+Shape suffixes: see `unimo_ds.batch`; N hypotheses of all sentences, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from unimo_ds.batch import Batch
+from unimo_ds import distributed
+from unimo_ds.batch import FIRST_POSITION, Batch
+from unimo_ds.model.beams import Beams, Decoding, Generated
+from unimo_ds.model.cache import Cache
 from unimo_ds.model.unimo import Unimo
+
+_STEPS_BETWEEN_QUESTIONS = 4  # to the other ranks, whether all sentences are finished
 
 
 @torch.no_grad()
-def generate_greedily(
-    unimo: Unimo, pack: Callable[[list[list[int]]], Batch], sentences: int, steps: int, end: int, forbidden: list[int]
-) -> list[list[int]]:
-    """The most probable next word, again and again.
+def generate(
+    unimo: Unimo,
+    prefix: Batch,
+    decoding: Decoding,
+    start: int,
+    end: int,
+    forbidden: Sequence[int] = (),
+    starts_word_V: Sequence[bool] | None = None,
+) -> list[Generated]:
+    """The text of each sequence of `prefix`, in their order. Every rank must call it, with the same rules.
 
     Args:
         unimo: the model, in evaluation mode.
-        pack: makes the batch in which sentence i has the given words so far, and its last row is language target i.
-        sentences: how many sentences; may be 0 on this rank.
-        steps: how many words at most; the same on all ranks.
-        end: id that ends a sentence.
+        prefix: one sequence a sentence, with all that its text may see: regions, words, or both; no sequence on a rank that has
+            nothing to generate. On the model's device.
+        decoding: the rules of the search.
+        start: id that stands before every text, at the first text position.
+        end: id that ends a text.
         forbidden: ids that are never generated.
+        starts_word_V: for each id whether it begins a word (a leading space); needed to block trigrams.
+
+    Raises:
+        ValueError: the model has not so many positions, or trigrams are to be blocked without `starts_word_V`.
     """
-    written: list[list[int]] = [[] for _ in range(sentences)]
-    for _ in range(steps):
-        scores_MV = unimo(pack(written), want_logits=True).language_logits_MV
-        scores_MV[:, forbidden] = -torch.inf
-        for sentence, word in zip(written, _best(scores_MV), strict=True):
-            sentence.append(word)
-    return [sentence[: sentence.index(end)] if end in sentence else sentence for sentence in written]
+    most = unimo.embedding.text.position.num_embeddings - FIRST_POSITION
+    if decoding.longest > most:
+        raise ValueError(f"longest {decoding.longest}: the model has positions for {most} tokens of a text")
+    beams = Beams(prefix.sequences, decoding, start, end, forbidden, starts_word_V, prefix.token_ids_W.device)
+    cache = Cache(prefix, rows=1 + (decoding.longest - 1) * decoding.beams)
+    unimo(prefix, attend=cache.encode)
+    nothing = prefix.emptied()
+    for step in range(decoding.longest):
+        cache.follow(beams.parents_SB)
+        rows = _new_rows(nothing, beams.last_N, FIRST_POSITION + step)
+        beams.advance(unimo(rows, want_logits=True, attend=cache.extend).language_logits_MV)
+        if (step + 1) % _STEPS_BETWEEN_QUESTIONS == 0 and not distributed.sum_over_ranks(beams.unfinished()):
+            break
+    return beams.best()
 
 
-def _best(scores_MV: Tensor) -> list[int]:
-    return [int(word) for word in scores_MV.argmax(1).tolist()]
+def _new_rows(nothing: Batch, tokens_N: Tensor, position: int) -> Batch:
+    """The stream of a step: each hypothesis's last token, which predicts the next one."""
+    rows_N = torch.arange(len(tokens_N), device=tokens_N.device)
+    return replace(
+        nothing,
+        token_ids_W=tokens_N,
+        token_positions_W=torch.full_like(tokens_N, position),
+        token_rows_W=rows_N,
+        language_rows_M=rows_N,
+    )

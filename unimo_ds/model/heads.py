@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimo_ds.config import ModelSection
+from unimo_ds.kernels.linear import linear
 from unimo_ds.kernels.linear_cross_entropy import linear_cross_entropy
 from unimo_ds.model.layers import Linear, layer_norm
 
@@ -27,12 +28,15 @@ class LanguageHead(nn.Module):
     def forward(
         self, hidden_MD: Tensor, word_VD: Tensor, labels_M: Tensor, want_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The cross-entropy of each target, float32 [M]; and with `want_logits` the scores of every word, [M, V]."""
+        """The cross-entropy of each target, float32 [M]; and with `want_logits` the scores of every word, [M, V].
+
+        In a step of generation there are no labels, and no cross-entropies either.
+        """
         transformed_MD = self.norm(F.gelu(self.transform(hidden_MD)))
         if not want_logits:
             return linear_cross_entropy(transformed_MD, word_VD, self.bias, labels_M), None
-        logits_MV = F.linear(transformed_MD, word_VD, self.bias).float()
-        return F.cross_entropy(logits_MV, labels_M, reduction="none"), logits_MV
+        logits_MV = linear(transformed_MD, word_VD, self.bias).float()
+        return F.cross_entropy(logits_MV[: len(labels_M)], labels_M, reduction="none"), logits_MV
 
 
 class RegionHead(nn.Module):

@@ -3,6 +3,9 @@
 Shape suffixes: T positions, D hidden width, H heads, E head width.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -10,6 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.attention import Sequences, packed_attention
 from unimo_ds.model.layers import Dropout, Linear, layer_norm
+
+# Queries, keys and values [T, 3, H, E] and the dropout rate of attention weights, to the attended values [T, H, E].
+Attend = Callable[[Tensor, float], Tensor]
+# The same, the number of the layer first: generation keeps keys and values of each (`model.cache`).
+AttendInLayer = Callable[[int, Tensor, float], Tensor]
 
 
 class TransformerLayer(nn.Module):
@@ -27,11 +35,11 @@ class TransformerLayer(nn.Module):
         self.feed_forward_norm = layer_norm(model)
         self.dropout = Dropout(model.dropout)
 
-    def forward(self, hidden_TD: Tensor, sequences: Sequences) -> Tensor:
+    def forward(self, hidden_TD: Tensor, attend: Attend) -> Tensor:
         positions, width = hidden_TD.shape
         qkv_T3HE = self.query_key_value(hidden_TD).view(positions, 3, self.heads, width // self.heads)
         rate = self.attention_dropout if self.training else 0.0
-        attended_TD = packed_attention(qkv_T3HE, sequences, rate).reshape(positions, width)
+        attended_TD = attend(qkv_T3HE, rate).reshape(positions, width)
         hidden_TD = self.attention_norm(hidden_TD + self.dropout(self.output(attended_TD)))
         fed_TD: Tensor = self.contract(F.gelu(self.expand(hidden_TD)))
         normed_TD: Tensor = self.feed_forward_norm(hidden_TD + self.dropout(fed_TD))
@@ -46,11 +54,23 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(model) for _ in range(model.layers))
         self.activation_checkpointing = False
 
-    def forward(self, hidden_TD: Tensor, sequences: Sequences) -> Tensor:
-        for layer in self.layers:
+    def forward(self, hidden_TD: Tensor, sequences: Sequences, attend: AttendInLayer | None = None) -> Tensor:
+        """The last layer's rows, [T, D].
+
+        Args:
+            hidden_TD: rows of the stream.
+            sequences: how it is cut.
+            attend: attention of each layer, in place of every sequence's with itself.
+        """
+        for number, layer in enumerate(self.layers):
+            own = partial(_attend_within, sequences) if attend is None else partial(attend, number)
             if self.activation_checkpointing and self.training:
                 # Re-entrant checkpoints give wrong gradients under ZeRO (docs/architecture.md).
-                hidden_TD = checkpoint(layer, hidden_TD, sequences, use_reentrant=False)
+                hidden_TD = checkpoint(layer, hidden_TD, own, use_reentrant=False)
             else:
-                hidden_TD = layer(hidden_TD, sequences)
+                hidden_TD = layer(hidden_TD, own)
         return hidden_TD
+
+
+def _attend_within(sequences: Sequences, qkv_T3HE: Tensor, rate: float) -> Tensor:
+    return packed_attention(qkv_T3HE, sequences, rate)

@@ -15,7 +15,7 @@ from unimo_ds.config import ModelSection
 from unimo_ds.kernels.attention import Sequences
 from unimo_ds.model.embeddings import StreamEmbedding
 from unimo_ds.model.heads import LanguageHead, MatchingHead, Pooler, RegionHead, Temperature
-from unimo_ds.model.transformer import Transformer
+from unimo_ds.model.transformer import AttendInLayer, Transformer
 
 
 class Outputs(NamedTuple):
@@ -67,21 +67,22 @@ class Unimo(nn.Module):
             if name not in ("embedding", "transformer", *heads):
                 delattr(self, name)
 
-    def encode(self, batch: Batch) -> Tensor:
-        """The hidden states of the stream, [T, D]."""
+    def encode(self, batch: Batch, attend: AttendInLayer | None = None) -> Tensor:
+        """The hidden states of the stream, [T, D]; `attend` as in `forward`."""
         embedded_TD = self.embedding(batch)
         sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
-        hidden_TD: Tensor = self.transformer(embedded_TD, sequences)
+        hidden_TD: Tensor = self.transformer(embedded_TD, sequences, attend)
         return hidden_TD
 
-    def forward(self, batch: Batch, want_logits: bool = False) -> Outputs:
+    def forward(self, batch: Batch, want_logits: bool = False, attend: AttendInLayer | None = None) -> Outputs:
         """Encodes the stream and reads off all that the objectives need.
 
         Args:
             batch: the packed stream.
             want_logits: also give the scores of every word at the language targets, for prediction.
+            attend: attention of each layer, in place of every sequence's with itself (`model.generation`).
         """
-        hidden_TD = self.encode(batch)
+        hidden_TD = self.encode(batch, attend)
         losses_M, logits_MV = self.language_head(
             hidden_TD.index_select(0, batch.language_rows_M),
             self.embedding.text.word.weight,

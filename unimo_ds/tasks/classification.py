@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimo_ds.batch import Batch, Kind
+from unimo_ds.batch import FIRST_POSITION, Batch, Kind
 from unimo_ds.data.packing import Packer
-from unimo_ds.data.sequences import FIRST_POSITION, IGNORED, Ints, Member, PackedText
+from unimo_ds.data.sequences import IGNORED, Ints, Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DataError
 from unimo_ds.model.unimo import Unimo
