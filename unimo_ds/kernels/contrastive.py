@@ -223,6 +223,11 @@ def _statistics_dtype(vectors: Tensor) -> torch.dtype:
     return torch.float64 if vectors.dtype == torch.float64 else torch.float32
 
 
+def _chunk_columns(dtype: torch.dtype) -> int:
+    """Half as many where the products are made in another type: a chunk is as large in memory as without that."""
+    return _CHUNK_COLUMNS if product_dtype(dtype) == dtype else max(1, _CHUNK_COLUMNS // 2)
+
+
 def _slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + max(1, size), count)) for start in range(0, count, max(1, size))]
 
@@ -248,7 +253,7 @@ def _log_sums(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_groups_M: Tensor
     dtype, work = _statistics_dtype(x_ND), product_dtype(x_ND.dtype)
     rows_2N = x_ND.new_full((2, len(x_ND)), -torch.inf, dtype=dtype)
     columns_2M = y_MD.new_full((2, len(y_MD)), -torch.inf, dtype=dtype)
-    for columns in _slices(len(y_MD), _CHUNK_COLUMNS):
+    for columns in _slices(len(y_MD), _chunk_columns(x_ND.dtype)):
         y_KD, by_group, columns_2K = y_MD[columns].to(work), _ByGroup(y_groups_M[columns]), columns_2M[:, columns]
         for rows in _slices(len(x_ND), _CHUNK_ROWS):
             product_CK = matrix_product(x_ND[rows].to(work), y_KD.T)
@@ -296,7 +301,7 @@ def _gradients(
     """Gradients of both sides and of the scale; `rows` and `columns` are log-sums (all, positive) and their gradients."""
     dscale, work = torch.zeros_like(scale), product_dtype(x_ND.dtype)
     dx, dy = _RunningSum(x_ND), y_MD.new_empty(y_MD.shape)
-    for columns in _slices(len(y_MD), _CHUNK_COLUMNS):
+    for columns in _slices(len(y_MD), _chunk_columns(x_ND.dtype)):
         y_KD, by_group, columns_4K = y_MD[columns].to(work), _ByGroup(y_groups_M[columns]), columns_4M[:, columns]
         dy_KD = y_KD.new_zeros(y_KD.shape, dtype=rows_4N.dtype)
         for rows in _slices(len(x_ND), _CHUNK_ROWS):
