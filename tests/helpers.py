@@ -29,6 +29,7 @@ class WordsTokenizer:
     size = VOCABULARY
     mask = VOCABULARY - 1
     starts_word_V = np.ones(VOCABULARY, dtype=bool)
+    begins_with_space_V = np.ones(VOCABULARY, dtype=bool)
 
 
 def random_regions(rng: np.random.Generator, count: int, width: int = WIDTH, kept: int = 4) -> Regions:

@@ -40,6 +40,8 @@ def numbers(folder: Path, name: str) -> list[tuple[int, float]]:
         ("similarity", "correlation", 0.9, 24),
         ("entailment", "accuracy", 0.9, 24),
         ("vqa", "accuracy", 0.95, 12),
+        ("captioning", "cider_d", 5.0, 20),
+        ("writing", "rouge_l", 0.95, 20),
     ],
 )
 def test_every_family_learns_and_is_worth_the_same_when_opened_again(
@@ -59,7 +61,7 @@ def tuned(inputs: Inputs) -> dict[str, Path]:
     """A short run of every family."""
     return {
         family: run(inputs, f"short_{family}", getattr(inputs, family)(), epochs=1)
-        for family in ("sentences", "entailment", "vqa")
+        for family in ("sentences", "entailment", "vqa", "captioning", "writing")
     }
 
 
@@ -76,6 +78,10 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
     answers = json.loads(vqa.read_text())
     assert [answer["question_id"] for answer in answers] == list(range(20))
     assert {answer["answer"] for answer in answers} <= set(ANSWERS)
+    (captioning,) = predict_sets(tuned["captioning"], tmp_path / "captioning", [])
+    assert all(type(each["image_id"]) is int and type(each["caption"]) is str for each in json.loads(captioning.read_text()))
+    (writing,) = predict_sets(tuned["writing"], tmp_path / "writing", [])
+    assert writing.name == "dev.txt" and len(writing.read_text().splitlines()) == 20
 
 
 def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tasks.families import files_of, make_task
-from unimo_ds.tasks.task import Outputs, Task, TaskBatch, TaskModel, TaskTotals
+from unimo_ds.tasks.task import Task, TaskBatch, TaskModel, TaskTotals
 from unimo_ds.tokenizer import Tokenizer
 from unimo_ds.training_run import Interval, TrainingRun, go_on_from
 from unimo_ds.training_run import start as start_run
@@ -77,9 +78,9 @@ def finetune(config: FinetuneConfig) -> Path | None:
     start = read_start(config.init)
     nvidia_apex.check(start.model.layer_norm, config.training.optimizer)
     check_settings(config.training)
-    task = make_task(config.task)
-    train = _open_set("train", config.task.train, config, task, start, whole=False)
-    dev = {name: _open_set(f"dev {name}", part, config, task, start, whole=True) for name, part in config.task.dev.items()}
+    task = make_task(config.task, start.tokenizer)
+    train = _open_set("train", config.task.train, config, task, start, teach=True)
+    dev = {name: _open_set(f"dev {name}", part, config, task, start, teach=False) for name, part in config.task.dev.items()}
     training = config.training.for_examples(len(train))
     checkpoint = find_checkpoint(config.folder / "checkpoints")
     step = _step_of(checkpoint, start, task)
@@ -111,9 +112,9 @@ def finetune(config: FinetuneConfig) -> Path | None:
         log.close()
 
 
-def _open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], start: Start, whole: bool) -> ExampleSet:
+def _open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], start: Start, teach: bool) -> ExampleSet:
     """Reads a set; its regions must be of the detector that the start was trained with."""
-    examples = ExampleSet(name, task, files_of(part), start.tokenizer, config.data, whole, show=distributed.rank() == 0)
+    examples = ExampleSet(name, task, files_of(part), start.tokenizer, config.data, teach, show=distributed.rank() == 0)
     stores = {id(example.store): example.store for example in examples.examples if example.store is not None}
     for store in stores.values():
         if start.detector:
@@ -257,24 +258,26 @@ class FinetuningRun(TrainingRun):
 
 
 @torch.no_grad()
-def outputs_of(model: TaskModel, examples: ExampleSet, feature_width: int) -> Outputs:
+def answers_of(model: TaskModel, examples: ExampleSet, feature_width: int) -> list[Any]:
     """What the model says of every example of a set, on every rank; every rank must call it."""
     training = model.training
     model.eval()
-    parts: list[tuple[list[int], Outputs]] = []
+    parts: list[tuple[list[int], list[Any]]] = []
     problems: list[str] = []
     for numbers in examples.shares():
-        batch = examples.pack(numbers, feature_width, problems)
-        parts.append((numbers, model.predict(batch.batch.to(distributed.device())).cpu().numpy()))
+        packed = examples.pack(numbers, feature_width, problems)
+        parts.append((numbers, model.answers(packed.batch.to(distributed.device()))))
     model.train(training)
     if problems:
         raise DataError(f"{problems[0]}; it was whole when the set was opened")
-    return distributed.rows_in_order(parts)
+    pairs = [zip(numbers, found, strict=True) for rank in distributed.gather_objects(parts) for numbers, found in rank]
+    by_number = dict(chain.from_iterable(pairs))
+    return [by_number[number] for number in range(len(examples))]
 
 
 def score_set(model: TaskModel, examples: ExampleSet, feature_width: int) -> dict[str, float]:
-    """What the model's outputs for a set with labels are worth; every rank must call it."""
-    return examples.task.score(outputs_of(model, examples, feature_width), examples.examples)
+    """What the model's answers to a set with labels are worth; every rank must call it."""
+    return examples.task.score(answers_of(model, examples, feature_width), examples.examples)
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,7 @@ class Finetuned:
 
     def open_set(self, name: str, part: Any) -> ExampleSet:
         """Reads a set of the task."""
-        return _open_set(name, part, self.config, self.task, self.start, whole=True)
+        return _open_set(name, part, self.config, self.task, self.start, teach=False)
 
 
 def is_finetuned(path: Path) -> bool:
@@ -308,7 +311,7 @@ def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
     start = read_start(path)
     checkpoint = start.checkpoint
     config = load_finetune_config(checkpoint / "config.yaml", overrides)
-    task = make_task(config.task, start.facts)
+    task = make_task(config.task, start.tokenizer, start.facts)
     model = build_model(task, start.model)
     model.load_state_dict(read_weights(checkpoint))
     model.to(distributed.device())
@@ -345,11 +348,11 @@ def predict_sets(path: Path, out: Path, overrides: list[str]) -> list[Path]:
     written = []
     for name, part in {**found.config.task.dev, **found.config.task.test}.items():
         examples = found.open_set(name, part)
-        outputs = outputs_of(found.model, examples, found.start.model.feature_width)
+        answers = answers_of(found.model, examples, found.start.model.feature_width)
         file = out / f"{name}{found.task.ending}"
         if distributed.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
-            replace_text(file, found.task.predictions(outputs, examples.examples))
+            replace_text(file, found.task.predictions(answers, examples.examples))
         written.append(file)
     return written
 

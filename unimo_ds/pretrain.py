@@ -249,7 +249,7 @@ class PretrainingRun(TrainingRun):
     def _temperature(self) -> float:
         """The learned temperature; a pass of one module, so that ZeRO-3 gathers its parameter."""
         module = self._engine.module
-        assert isinstance(module, PretrainingModel)
+        assert isinstance(module, PretrainingModel) and module.unimo.temperature is not None
         with torch.no_grad():
             return float(module.unimo.temperature())
 

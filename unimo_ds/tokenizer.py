@@ -86,6 +86,15 @@ class Tokenizer:
         return starts
 
     @cached_property
+    def begins_with_space_V(self) -> npt.NDArray[np.bool_]:
+        """For each id, whether its text begins with a space, as all words but a text's first do."""
+        tokens = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
+        begins = np.zeros(self.size, dtype=bool)
+        for token, index in tokens.items():
+            begins[index] = token[0] in _SPACES
+        return begins
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of both files: prepared corpora and checkpoints remember it."""
         digest = hashlib.sha256()

@@ -13,7 +13,7 @@ from unimo_ds.errors import UnimoError
 
 def test_every_task_runs_from_both_starts_with_every_seed() -> None:
     stages = list(tasks._stages())
-    assert len(stages) == 8 and len({stage.done for stage in stages}) == 8
+    assert len(stages) == 12 and len({stage.done for stage in stages}) == 12
     for stage in stages:
         recipe = next(word for word in stage.command if word.endswith(".yaml"))
         config = load_finetune_config(ROOT / recipe, stage.command[stage.command.index(recipe) + 1 :])
@@ -33,3 +33,5 @@ def test_one_answer_to_everything(tmp_path: Path) -> None:
     assert tasks.commonest(half) == 0.5, "true and false take turns"
     quarter = load_finetune_config(inputs.config("quarter", inputs.vqa()))
     assert 0.1 < tasks.commonest(quarter) < 0.6
+    captions = load_finetune_config(inputs.config("captions", inputs.captioning()))
+    assert 0 < tasks.commonest(captions) < 10

@@ -24,14 +24,23 @@ def logged(folder: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-@pytest.mark.parametrize("family", ["sentences", "entailment", "vqa"])
-def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "score"),
+    [
+        ("sentences", "accuracy"),
+        ("entailment", "accuracy"),
+        ("vqa", "accuracy"),
+        ("captioning", "cider_d"),
+        ("writing", "rouge_l"),
+    ],
+)
+def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str, score: str) -> None:
     folders = []
     for world in (1, 2):
         config = inputs.config(f"{family}_{world}", getattr(inputs, family)(), epochs=3)
         small_run.run(config, world, module=MODULE)
         folders.append(inputs.folder / f"{family}_{world}")
-    for key in ("loss", "grad_norm", "eval/dev_accuracy"):
+    for key in ("loss", "grad_norm", f"eval/dev_{score}"):
         one, two = (logged(folder, key) for folder in folders)
         assert len(one) >= 3 and two == pytest.approx(one, rel=2e-4, abs=2e-4), key
 

@@ -97,6 +97,21 @@ class Inputs:
         }
         return {"family": "vqa", "train": [files["train"]], "dev": {"dev": files["dev"]}}
 
+    def captioning(self) -> dict[str, Any]:
+        """A caption names an image's noun and its colour."""
+        files = {
+            name: {"path": str(self.folder / f"{name}_captions.json"), "regions": str(self.folder / "regions")}
+            for name in ("train", "dev")
+        }
+        decoding = {"beams": 3, "longest": 12, "shortest": 2}
+        return {"family": "captioning", "train": files["train"], "dev": {"dev": files["dev"]}, "decoding": decoding}
+
+    def writing(self) -> dict[str, Any]:
+        """The colour that belongs to the noun of a sentence, in a sentence."""
+        files = {name: {"path": str(self.folder / f"writing_{name}.jsonl")} for name in ("train", "dev")}
+        task = {"family": "writing", "metric": "rouge", "train": files["train"], "dev": {"dev": files["dev"]}}
+        return {**task, "decoding": {"beams": 2, "longest": 10}}
+
 
 def write_inputs(folder: Path) -> Inputs:
     """Files, a regions store, a tokenizer and a checkpoint of random weights."""
@@ -111,7 +126,13 @@ def write_inputs(folder: Path) -> Inputs:
     for name, count in (("train", 64), ("dev", 20)):
         _write_set(folder, name, count, rng)
     train_tokenizer(
-        [f"A {noun} is {answer}. What colour is the?" for noun in NOUNS for answer in ANSWERS], 300, folder / "tokenizer"
+        [
+            f"A {noun} is {answer}. What colour is the? It is {answer}. The {noun} is here."
+            for noun in NOUNS
+            for answer in ANSWERS
+        ],
+        300,
+        folder / "tokenizer",
     )
     _write_checkpoint(folder / "pretrained", folder / "tokenizer")
     return Inputs(folder)
@@ -146,6 +167,13 @@ def _write_set(folder: Path, name: str, count: int, rng: np.random.Generator) ->
         }
         for n, (image, noun) in enumerate(zip(images, nouns, strict=True))
     ]
+    listed = [{"id": image, "file_name": f"{image}.jpg"} for image in sorted(set(images))]
+    told = [
+        {"image_id": image, "caption": f"A {NOUNS[image % len(NOUNS)]} is {ANSWERS[image % len(NOUNS)]}."} for image in images
+    ]
+    (folder / f"{name}_captions.json").write_text(json.dumps({"images": listed, "annotations": told}))
+    texts = [{"source": f"The {NOUNS[noun]} is here.", "target": f"It is {ANSWERS[noun]}."} for noun in nouns]
+    (folder / f"writing_{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     (folder / f"{name}_questions.json").write_text(json.dumps({"questions": questions}))
     (folder / f"{name}_annotations.json").write_text(json.dumps({"annotations": annotations}))
 

@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import TINY, random_regions
+from tests.helpers import TINY, WordsTokenizer, random_regions
 from tests.numerics.test_outputs import sequences
 from tests.numerics.test_whole_model import Weights, gelu, layer_norm, linear
-from unimo_ds.config import ModelSection, SentencesSection
+from unimo_ds.config import CaptioningSection, ModelSection, SentencesSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.finetune import build_model
 from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences
-from unimo_ds.tasks.task import Example, Task, TaskBatch, TaskTotals
+from unimo_ds.tasks.task import Example, Task, TaskBatch, TaskTotals, Tokens
 from unimo_ds.tasks.vqa import Vqa
+from unimo_ds.tasks.writing import Captioning
 
 COUNT = 5
 
@@ -86,7 +87,7 @@ def test_output_loss_and_gradients(family: str) -> None:
     for number, label in enumerate(labels):
         example = Example(str(number), ("x",), str(number), Store(), label)  # type: ignore[arg-type]
         texts = [rng.integers(4, TINY.vocabulary_size - 1, int(rng.integers(1, 9))) for _ in range(1 + number % 2)]
-        task.add(packer, example, texts, 64, number)
+        task.add(packer, example, Tokens(texts, None, 64), number)
         examples.append(example)
     batch = TaskBatch(packer.build(), task.targets(examples), COUNT)
     torch.manual_seed(0)
@@ -105,10 +106,10 @@ def test_output_loss_and_gradients(family: str) -> None:
     expected = scores_of(pooled[0], pooled[1], weights)
     errors = errors_of(expected, labels)
     errors.sum().div(7).backward()
-    found = model.predict(batch.batch)
+    found = task.output(model.unimo, model.head, batch.batch)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(task.losses(found, batch.targets).double(), errors, atol=1e-6, rtol=1e-6)
-    loss, measured = model(batch, TaskTotals(examples=7, positions=1))
+    loss, measured = model(batch, TaskTotals(targets=7, positions=1))
     assert float(measured) == pytest.approx(float(errors.sum().detach()) / 7, rel=1e-6)
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -118,6 +119,52 @@ def test_output_loss_and_gradients(family: str) -> None:
         else:
             assert gradient is not None
             torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["captioning", "writing", "both"])
+def test_generated_words_with_smoothed_labels(family: str, smoothing: float) -> None:
+    """-(1 - e) log p(label) - e mean log p(word), over the words of the targets; positions begin anew (spec 1.3, 7.2)."""
+    decoding = {"beams": 2, "longest": 9}
+    files = {"path": "none", "regions": "none"}
+    section = {
+        "family": "captioning",
+        "train": files,
+        "dev": {"dev": files},
+        "decoding": decoding,
+        "label_smoothing": smoothing,
+    }
+    task = Captioning(CaptioningSection.model_validate(section), WordsTokenizer())  # type: ignore[arg-type]
+    rng, packer = np.random.default_rng(0), Packer(TINY.feature_width, 100)
+    for number in range(COUNT):
+        example = Example(str(number), (), None, None)
+        if family != "writing":
+            example = Example(str(number), (), str(number), Store())  # type: ignore[arg-type]
+        words = [rng.integers(4, TINY.vocabulary_size - 1, int(count)) for count in rng.integers(1, 9, 2)]
+        task.add(packer, example, Tokens([] if family == "captioning" else words[:1], words[1], 64), number)
+    batch = task.teach(packer.build(), [])
+    assert batch.count == len(batch.batch.language_labels_M) > COUNT
+    torch.manual_seed(0)
+    model = build_model(task, TINY).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    weights = {name.removeprefix("unimo."): p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    hidden = torch.cat(sequences(batch.batch, weights))[batch.batch.language_rows_M]
+    transformed = layer_norm(gelu(linear(hidden, weights, "language_head.transform")), weights, "language_head.norm")
+    logits = transformed @ weights["embedding.text.word.weight"].T + weights["language_head.bias"]
+    log_probabilities = logits.log_softmax(1)
+    own = log_probabilities.gather(1, batch.batch.language_labels_M[:, None])[:, 0]
+    errors = -(1 - smoothing) * own - smoothing * log_probabilities.mean(1)
+    errors.sum().div(batch.count).backward()
+    loss, _ = model(batch, TaskTotals(targets=batch.count, positions=1))
+    assert float(loss.detach()) == pytest.approx(float(errors.sum().detach()) / batch.count, rel=1e-6)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        right = weights[name.removeprefix("unimo.")].grad
+        assert parameter.grad is not None
+        expected = torch.zeros_like(parameter) if right is None else right
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def first_words(batch: TaskBatch) -> list[int]:
@@ -131,7 +178,7 @@ def test_an_empty_share_costs_nothing_and_has_gradients_of_0() -> None:
     for task, *_ in FAMILIES.values():
         model = build_model(task, TINY)
         batch = TaskBatch(Packer(TINY.feature_width, 100).build(), task.targets([]), 0)
-        loss, _ = model(batch, TaskTotals(examples=3, positions=9))
+        loss, _ = model(batch, TaskTotals(targets=3, positions=9))
         loss.backward()
         assert float(loss.detach()) == 0.0
         assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())

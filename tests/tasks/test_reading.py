@@ -8,7 +8,17 @@ import pytest
 
 from tests.helpers import random_regions
 from tests.life.small_run import DETECTOR
-from unimo_ds.config import EntailmentFiles, SentenceFiles, SentencesSection, VqaFiles, VqaSection
+from unimo_ds.config import (
+    CaptionFiles,
+    CaptioningSection,
+    EntailmentFiles,
+    SentenceFiles,
+    SentencesSection,
+    TextFiles,
+    VqaFiles,
+    VqaSection,
+    WritingSection,
+)
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStoreWriter, finish_store
 from unimo_ds.errors import DataError
@@ -16,6 +26,8 @@ from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences
 from unimo_ds.tasks.task import Example
 from unimo_ds.tasks.vqa import Vqa, common_answers
+from unimo_ds.tasks.writing import Captioning, TextWriting
+from unimo_ds.tokenizer import Tokenizer, train_tokenizer
 
 
 def read_sentences(path: Path, content: str | bytes, labels: list[str]) -> tuple[list[Example], Rejects]:
@@ -24,7 +36,9 @@ def read_sentences(path: Path, content: str | bytes, labels: list[str]) -> tuple
     metric = "accuracy" if labels else "correlation"
     section = {"family": "sentences", "labels": labels, "metric": metric, "train": files, "dev": {"dev": files}}
     rejects = Rejects()
-    return list(Sentences(SentencesSection.model_validate(section)).read(SentenceFiles(path=path), rejects)), rejects
+    return list(
+        Sentences(SentencesSection.model_validate(section)).read(SentenceFiles(path=path), rejects, teach=True)
+    ), rejects
 
 
 @pytest.mark.parametrize(
@@ -78,7 +92,11 @@ def test_a_file_without_sentences_is_refused(tmp_path: Path) -> None:
             "train": {"path": "x"},
             "dev": {"a": {"path": "x"}},
         }
-        list(Sentences(SentencesSection.model_validate(section)).read(SentenceFiles(path=tmp_path / "nowhere.tsv"), Rejects()))
+        list(
+            Sentences(SentencesSection.model_validate(section)).read(
+                SentenceFiles(path=tmp_path / "nowhere.tsv"), Rejects(), teach=True
+            )
+        )
 
 
 @pytest.fixture
@@ -104,7 +122,7 @@ def test_entailment(tmp_path: Path, regions: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
     rejects = Rejects()
-    found = list(Entailment().read(EntailmentFiles(path=path, regions=regions), rejects))
+    found = list(Entailment().read(EntailmentFiles(path=path, regions=regions), rejects, teach=True))
     assert [(example.name, example.texts, example.image, example.label) for example in found] == [
         ("42.jpg#0r1e", ("A cup.",), "42.jpg", 1),
         ("42.jpg#0r1e", ("A cup.",), "42.jpg", None),
@@ -127,7 +145,7 @@ def vqa_files(folder: Path, regions: Path, **others: Any) -> VqaFiles:
 
 def test_vqa(tmp_path: Path, regions: Path) -> None:
     files, rejects, task = vqa_files(tmp_path, regions), Rejects(), Vqa(["cat", "2", "dog"])
-    (example,) = task.read(files, rejects)
+    (example,) = task.read(files, rejects, teach=True)
     assert (example.name, example.image, len(example.label)) == ("420", "COCO_val2014_000000000042.jpg", 10)
     (targets,) = task.targets([example]).tolist()
     assert targets == pytest.approx([1.0, 0.9, 0.0]), "Two, 2 and two. are one answer, given three times"
@@ -139,7 +157,7 @@ def test_vqa(tmp_path: Path, regions: Path) -> None:
 def test_images_of_vqa_by_a_listing(tmp_path: Path, regions: Path) -> None:
     (tmp_path / "listing.json").write_text(json.dumps({"images": [{"id": 42, "file_name": "val/other.jpg"}]}))
     files, rejects = vqa_files(tmp_path, regions, images=tmp_path / "listing.json"), Rejects()
-    (example,) = Vqa(["cat"]).read(files, rejects)
+    (example,) = Vqa(["cat"]).read(files, rejects, teach=True)
     assert example.image == "val/other.jpg"
     assert any("number 43, which" in reason for reason in rejects.reasons)
 
@@ -151,3 +169,71 @@ def test_the_common_answers_are_those_given_often_enough(tmp_path: Path) -> None
     files = {"questions": "q", "annotations": str(tmp_path / "annotations.json"), "regions": "r"}
     section = VqaSection.model_validate({"family": "vqa", "answer_count": 2, "train": [files], "dev": {"dev": files}})
     assert common_answers(section) == ["dog", "cat"]
+
+
+def captions(files: CaptionFiles, teach: bool, tokenizer: Tokenizer) -> tuple[list[Example], Rejects]:
+    section = {"family": "captioning", "train": files.model_dump(), "dev": {"dev": files.model_dump()}}
+    rejects = Rejects()
+    return list(Captioning(CaptioningSection.model_validate(section), tokenizer).read(files, rejects, teach)), rejects
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["A cup is red."], 270, folder)
+    return Tokenizer(folder)
+
+
+def test_captions_of_coco(tmp_path: Path, regions: Path, tokenizer: Tokenizer) -> None:
+    images = [{"id": 42, "file_name": "42.jpg"}, {"id": 43, "file_name": "43.jpg"}, {"id": 5}]
+    told = [{"image_id": 42, "caption": "A cup."}, {"image_id": 42, "caption": "One cup."}, {"image_id": 42, "caption": ""}]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": told}))
+    files = CaptionFiles(path=tmp_path / "captions.json", regions=regions)
+    taught, rejects = captions(files, True, tokenizer)
+    assert [(each.name, each.image, each.target) for each in taught] == [
+        ("42", "42.jpg", "A cup."),
+        ("42", "42.jpg", "One cup."),
+    ]
+    assert [
+        words in reason for words, reason in zip(("annotations[2]", "43.jpg", "images[2]"), rejects.reasons, strict=True)
+    ] == [True] * 3
+    (evaluated,), _ = captions(files, False, tokenizer)
+    assert evaluated.label == ["A cup.", "One cup."] and not evaluated.target
+
+
+def test_captions_of_karpathys_split(tmp_path: Path, regions: Path, tokenizer: Tokenizer) -> None:
+    image = {"cocoid": 7, "filename": "other.jpg", "split": "val", "sentences": [{"raw": "A cup."}, {"raw": "Two cups."}]}
+    images = [image, {**image, "split": "train"}, {"filename": "x.jpg"}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    files = CaptionFiles(path=tmp_path / "dataset.json", splits=["val", "restval"], regions=regions, images="val/{}")
+    (evaluated,), rejects = captions(files, False, tokenizer)
+    assert (evaluated.name, evaluated.image, evaluated.label) == ("7", "val/other.jpg", ["A cup.", "Two cups."])
+    assert rejects.count == 1 and "images[2]: 'split'" in rejects.reasons[0]
+
+
+def texts(files: TextFiles, teach: bool, tokenizer: Tokenizer) -> tuple[list[Example], Rejects]:
+    dumped, rejects = files.model_dump(), Rejects()
+    section = {"family": "writing", "metric": "rouge", "train": dumped, "dev": {"dev": dumped}, "decoding": {"longest": 9}}
+    return list(TextWriting(WritingSection.model_validate(section), tokenizer).read(files, rejects, teach)), rejects
+
+
+def test_texts_as_json_lines(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    lines = ['{"article": "A. B.", "highlights": "A."}', '{"article": "C."}', "[1]", '{"article": 3, "highlights": "x"}']
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    files = TextFiles(path=tmp_path / "texts.jsonl", source="article", target="highlights")
+    taught, rejects = texts(files, True, tokenizer)
+    assert [(each.texts, each.target) for each in taught] == [(("A. B.",), "A.")]
+    assert [f":{line}: " in reason for line, reason in zip((2, 3, 4), rejects.reasons, strict=True)] == [True] * 3
+    evaluated, _ = texts(files, False, tokenizer)
+    assert [each.label for each in evaluated] == ["A.", None]
+
+
+def test_texts_as_two_files_of_lines(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "src.txt").write_text("one\ntwo\n")
+    (tmp_path / "tgt.txt").write_text("1\n2\n")
+    files = TextFiles(path=tmp_path / "src.txt", targets=tmp_path / "tgt.txt")
+    taught, _ = texts(files, True, tokenizer)
+    assert [(each.texts[0], each.target) for each in taught] == [("one", "1"), ("two", "2")]
+    (tmp_path / "tgt.txt").write_text("1\n")
+    with pytest.raises(DataError, match=r"src\.txt has 2 lines.*tgt\.txt has 1.*line n of the one"):
+        texts(files, True, tokenizer)

@@ -4,14 +4,20 @@
 """
 
 from unimo_ds.config.finetuning import (
+    CaptionFiles,
+    CaptioningSection,
+    DecodingSection,
     EntailmentFiles,
     EntailmentSection,
     FinetuneConfig,
     SentenceFiles,
     SentencesSection,
     TaskDataSection,
+    TaskSection,
+    TextFiles,
     VqaFiles,
     VqaSection,
+    WritingSection,
     load_finetune_config,
 )
 from unimo_ds.config.pretraining import (
@@ -36,10 +42,13 @@ from unimo_ds.config.reading import Section, dump_config
 __all__ = [
     "SIZES",
     "CandidatesSection",
+    "CaptionFiles",
+    "CaptioningSection",
     "ChoicesSection",
     "CmclSection",
     "CorpusSection",
     "DataSection",
+    "DecodingSection",
     "EntailmentFiles",
     "EntailmentSection",
     "EvaluationSection",
@@ -53,9 +62,12 @@ __all__ = [
     "SentenceFiles",
     "SentencesSection",
     "TaskDataSection",
+    "TaskSection",
+    "TextFiles",
     "TrainingSection",
     "VqaFiles",
     "VqaSection",
+    "WritingSection",
     "dump_config",
     "load_config",
     "load_finetune_config",

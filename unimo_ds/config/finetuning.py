@@ -37,6 +37,44 @@ class VqaFiles(Section):
     images: str | Path = "COCO_val2014_{:012}.jpg"
 
 
+class CaptionFiles(Section):
+    """A set of captioned images."""
+
+    path: Path  # COCO captions, or Karpathy's split of them
+    splits: list[str] = Field(
+        default_factory=list
+    )  # of Karpathy's file: [train, restval] for COCO's training set, [val], [test]
+    regions: Path  # the regions store of the images
+    images: str = "{}"  # an image's key there, with its file name for {}
+
+
+class TextFiles(Section):
+    """A set of texts with what is to be written of them."""
+
+    path: Path  # JSON Lines; or the sources, a line each
+    targets: Path | None = None  # the targets, a line each, where `path` holds the sources only
+    source: str = "source"  # key of the source in JSON Lines: `article` of CNN/DailyMail, say
+    target: str = "target"  # key of the target: `highlights` of CNN/DailyMail
+
+
+class DecodingSection(Section):
+    """How texts are searched for (unimo-spec, 7.2)."""
+
+    beams: PositiveInt = 5
+    longest: PositiveInt  # tokens, the end token among them
+    shortest: Annotated[int, Field(ge=0)] = 0  # tokens before the end token
+    length_penalty: Annotated[float, Field(ge=0)] = 0.6
+    block_trigrams: bool = False
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "DecodingSection":
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest {self.shortest} is more than longest {self.longest}")
+        if self.block_trigrams and self.beams < 2:
+            raise ValueError("block_trigrams wants 2 beams or more: a hypothesis proposes as many words as there are beams")
+        return self
+
+
 class SentencesSection(Section):
     """One or two sentences to a class or a number: SST-2, CoLA, MNLI, STS-B (unimo-spec, 7.1)."""
 
@@ -78,7 +116,34 @@ class VqaSection(Section):
     test: dict[SetName, VqaFiles] = Field(default_factory=dict)
 
 
-TaskSection = Annotated[SentencesSection | EntailmentSection | VqaSection, Field(discriminator="family")]
+class CaptioningSection(Section):
+    """A caption of an image: COCO (unimo-spec, 7.5)."""
+
+    family: Literal["captioning"]
+    train: CaptionFiles
+    dev: Annotated[dict[SetName, CaptionFiles], AtLeastOne]
+    test: dict[SetName, CaptionFiles] = Field(default_factory=dict)
+    max_target_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]
+    label_smoothing: Rate = 0.1
+    decoding: DecodingSection = DecodingSection(longest=50, shortest=5)
+
+
+class WritingSection(Section):
+    """A text of a text: CNN/DailyMail, Gigaword, questions of SQuAD (unimo-spec, 7.2)."""
+
+    family: Literal["writing"]
+    metric: Literal["rouge", "bleu"]
+    train: TextFiles
+    dev: Annotated[dict[SetName, TextFiles], AtLeastOne]
+    test: dict[SetName, TextFiles] = Field(default_factory=dict)
+    max_target_tokens: Annotated[int, Field(ge=3)] = 128  # with [CLS] and [SEP]
+    label_smoothing: Rate = 0.1
+    decoding: DecodingSection
+
+
+TaskSection = Annotated[
+    SentencesSection | EntailmentSection | VqaSection | CaptioningSection | WritingSection, Field(discriminator="family")
+]
 
 
 class TaskDataSection(Section):

@@ -2,18 +2,18 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from unimo_ds.config import FinetuneConfig, load_finetune_config
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.demo.life import ROOT, Stage, launch, run_stage
 from unimo_ds.errors import UnimoError
+from unimo_ds.finetune import read_start
 from unimo_ds.tasks.families import files_of, make_task
 
-_TASKS = {"vqa": "VQA", "entailment": "entailment"}
+_TASKS = {"vqa": "VQA", "entailment": "entailment", "captioning": "captions"}
 _STARTS = {"pretrained": "false", "random": "true"}
 _SEEDS = (1, 2)
 
@@ -52,8 +52,9 @@ def table() -> str:
     rows = []
     for task, name in _TASKS.items():
         config = load_finetune_config(Path(f"recipes/tasks/demo_{task}.yaml"))
-        scores = [", ".join(f"{100 * _best(_folder(task, start, seed)):.1f} %" for seed in _SEEDS) for start in _STARTS]
-        rows.append(f"| {name} | accuracy | {scores[0]} | {scores[1]} | {100 * commonest(config):.1f} % |")
+        metric = make_task(config.task, read_start(config.init).tokenizer).chosen_by
+        scores = [", ".join(f"{_best(_folder(task, start, seed)):.3f}" for seed in _SEEDS) for start in _STARTS]
+        rows.append(f"| {name} | {metric} | {scores[0]} | {scores[1]} | {commonest(config):.3f} |")
     return "\n".join([head, *rows])
 
 
@@ -63,11 +64,13 @@ def _best(folder: Path) -> float:
 
 
 def commonest(config: FinetuneConfig) -> float:
-    """The dev score of one answer to everything, the one that is right most often in training."""
-    task = make_task(config.task)
-    train = [example for part in files_of(config.task.train) for example in task.read(part, Rejects())]
-    dev = list(task.read(next(iter(config.task.dev.values())), Rejects()))
+    """The dev score of one answer to everything: the one that is right most often in training."""
+    task = make_task(config.task, read_start(config.init).tokenizer)
+    train = [example for part in files_of(config.task.train) for example in task.read(part, Rejects(), teach=True)]
+    dev = list(task.read(next(iter(config.task.dev.values())), Rejects(), teach=False))
+    if train[0].target:
+        (answer, _), *_ = Counter(example.target for example in train).most_common(1)
+        return task.score([answer] * len(dev), dev)[task.chosen_by]
     targets = task.targets(train)
     votes_C = targets.bincount() if targets.dim() == 1 else targets.sum(0)
-    same_answer = np.tile(votes_C.float().numpy(), (len(dev), 1))
-    return task.score(same_answer, dev)[task.chosen_by]
+    return task.score([votes_C.float().numpy()] * len(dev), dev)[task.chosen_by]

@@ -62,6 +62,7 @@ class Scorer:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{checkpoint}: was written by another version of this program ({reason})") from error
         self._unimo.to(distributed.device()).eval()
+        assert self._unimo.temperature is not None
         with torch.no_grad():
             self.temperature = float(self._unimo.temperature())
 

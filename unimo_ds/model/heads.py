@@ -26,17 +26,30 @@ class LanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(model.vocabulary_size))
 
     def forward(
-        self, hidden_MD: Tensor, word_VD: Tensor, labels_M: Tensor, want_logits: bool = False
+        self, hidden_MD: Tensor, word_VD: Tensor, labels_M: Tensor, want_logits: bool = False, smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor | None]:
         """The cross-entropy of each target, float32 [M]; and with `want_logits` the scores of every word, [M, V].
 
-        In a step of generation there are no labels, and no cross-entropies either.
+        In a step of generation there are no labels, and no cross-entropies either. With `smoothing` a target is the label to
+        1 - smoothing and every word of the vocabulary alike to the rest (unimo-spec, 7.2).
         """
         transformed_MD = self.norm(F.gelu(self.transform(hidden_MD)))
         if not want_logits:
-            return linear_cross_entropy(transformed_MD, word_VD, self.bias, labels_M), None
+            losses_M = linear_cross_entropy(transformed_MD, word_VD, self.bias, labels_M)
+            if smoothing:
+                losses_M = losses_M + smoothing * self._above_mean(transformed_MD, word_VD, labels_M)
+            return losses_M, None
         logits_MV = linear(transformed_MD, word_VD, self.bias).float()
         return F.cross_entropy(logits_MV[: len(labels_M)], labels_M, reduction="none"), logits_MV
+
+    def _above_mean(self, transformed_MD: Tensor, word_VD: Tensor, labels_M: Tensor) -> Tensor:
+        """The label's logit less the mean of all, [M]: what smoothing adds to a cross-entropy, with no logits stored.
+
+        The mean of `-log p` over the vocabulary is the log-sum of the logits less their mean, and that of the label is the
+        log-sum less its logit; the mean of the logits is the logit of the mean word.
+        """
+        logits_M = (transformed_MD * word_VD.index_select(0, labels_M)).sum(1).float() + self.bias[labels_M].float()
+        return logits_M - (transformed_MD @ word_VD.mean(0)).float() - self.bias.float().mean()
 
 
 class RegionHead(nn.Module):

@@ -1,7 +1,8 @@
 """UNIMO: one Transformer over the packed stream, and everything that is read off it, in one forward pass.
 
 Every module runs in every pass, with zero rows where a batch lacks a modality or an objective: under ZeRO-3 all ranks must
-call the same modules in the same order (DeepSpeed#1355, #7170). So there is no `if` on the batch's content here.
+call the same modules in the same order (DeepSpeed#1355, #7170). So there is no `if` on the batch's content here; a fine-tuned
+model may lack heads, the same on every rank.
 """
 
 from collections.abc import Collection
@@ -54,18 +55,18 @@ class Unimo(nn.Module):
         super().__init__()
         self.embedding = StreamEmbedding(model)
         self.transformer = Transformer(model)
-        self.language_head = LanguageHead(model)
-        self.region_head = RegionHead(model)
-        self.image_pooler = Pooler(model)
-        self.text_pooler = Pooler(model)
-        self.matching_head = MatchingHead(model)
-        self.temperature = Temperature(temperature)
+        self.language_head: LanguageHead | None = LanguageHead(model)
+        self.region_head: RegionHead | None = RegionHead(model)
+        self.image_pooler: Pooler | None = Pooler(model)
+        self.text_pooler: Pooler | None = Pooler(model)
+        self.matching_head: MatchingHead | None = MatchingHead(model)
+        self.temperature: Temperature | None = Temperature(temperature)
 
     def keep_heads(self, heads: Collection[str]) -> None:
         """Leaves out what a task does not read: under ZeRO-3 a parameter that no pass uses keeps a stale gradient."""
         for name, _ in list(self.named_children()):
             if name not in ("embedding", "transformer", *heads):
-                delattr(self, name)
+                setattr(self, name, None)
 
     def encode(self, batch: Batch, attend: AttendInLayer | None = None) -> Tensor:
         """The hidden states of the stream, [T, D]; `attend` as in `forward`."""
@@ -74,25 +75,34 @@ class Unimo(nn.Module):
         hidden_TD: Tensor = self.transformer(embedded_TD, sequences, attend)
         return hidden_TD
 
-    def forward(self, batch: Batch, want_logits: bool = False, attend: AttendInLayer | None = None) -> Outputs:
-        """Encodes the stream and reads off all that the objectives need.
+    def forward(
+        self, batch: Batch, want_logits: bool = False, attend: AttendInLayer | None = None, smoothing: float = 0.0
+    ) -> Outputs:
+        """Encodes the stream and reads off all that the objectives need; of a head that was left out, nothing.
 
         Args:
             batch: the packed stream.
             want_logits: also give the scores of every word at the language targets, for prediction.
             attend: attention of each layer, in place of every sequence's with itself (`model.generation`).
+            smoothing: of the labels of words (`LanguageHead`).
         """
         hidden_TD = self.encode(batch, attend)
-        losses_M, logits_MV = self.language_head(
-            hidden_TD.index_select(0, batch.language_rows_M),
-            self.embedding.text.word.weight,
-            batch.language_labels_M,
-            want_logits,
-        )
-        features_GF, logits_GC = self.region_head(hidden_TD.index_select(0, batch.target_rows_G))
-        image_ID = self.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
-        text_XD = self.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
-        joint_ID, joint_XD = image_ID[batch.image_kinds_I <= Kind.NEGATIVE], text_XD[batch.text_kinds_X <= Kind.NEGATIVE]
+        nothing, logits_MV = hidden_TD.new_empty(0), None
+        losses_M = features_GF = logits_GC = image_ID = text_XD = matching_J = temperature = nothing
+        if self.language_head is not None:
+            rows_MD, words_VD = hidden_TD.index_select(0, batch.language_rows_M), self.embedding.text.word.weight
+            losses_M, logits_MV = self.language_head(rows_MD, words_VD, batch.language_labels_M, want_logits, smoothing)
+        if self.region_head is not None:
+            features_GF, logits_GC = self.region_head(hidden_TD.index_select(0, batch.target_rows_G))
+        if self.image_pooler is not None:
+            image_ID = self.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
+        if self.text_pooler is not None:
+            text_XD = self.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
+        if self.matching_head is not None:
+            joint_ID = image_ID[batch.image_kinds_I <= Kind.NEGATIVE]
+            matching_J = self.matching_head(joint_ID, text_XD[batch.text_kinds_X <= Kind.NEGATIVE])
+        if self.temperature is not None:
+            temperature = self.temperature()
         return Outputs(
             language_losses_M=losses_M,
             language_logits_MV=logits_MV,
@@ -100,8 +110,8 @@ class Unimo(nn.Module):
             region_logits_GC=logits_GC,
             image_vectors_ID=F.normalize(image_ID.float(), dim=-1),
             text_vectors_XD=F.normalize(text_XD.float(), dim=-1),
-            matching_logits_J=self.matching_head(joint_ID, joint_XD),
-            temperature=self.temperature(),
+            matching_logits_J=matching_J,
+            temperature=temperature,
         )
 
 

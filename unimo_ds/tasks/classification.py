@@ -4,6 +4,7 @@ Shape suffixes: see `unimo_ds.batch`; B examples, C classes, D hidden width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,40 +17,43 @@ from unimo_ds.data.sequences import IGNORED, Ints, Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DataError
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.tasks.task import Example, Outputs
+from unimo_ds.tasks.task import Example, Tokens
 from unimo_ds.tokenizer import CLS, SEP
 
 
-def joined(tokens: Sequence[Ints], limit: int) -> PackedText:
+def joined(texts: Sequence[Ints], limit: int) -> PackedText:
     """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, cut to `limit` rows: the longer text loses its end first."""
-    kept = [len(text) for text in tokens]
-    while sum(kept) > limit - 1 - len(tokens):
+    kept = [len(text) for text in texts]
+    while sum(kept) > limit - 1 - len(texts):
         kept[kept.index(max(kept))] -= 1
-    parts = [np.append(text[:count], SEP) for text, count in zip(tokens, kept, strict=True)]
+    parts = [np.append(text[:count], SEP) for text, count in zip(texts, kept, strict=True)]
     ids = np.concatenate([[CLS], *parts]).astype(np.int64)
     return PackedText(ids, np.arange(len(ids)) + FIRST_POSITION, np.full(len(ids), IGNORED), len(ids))
 
 
-def add_text(packer: Packer, tokens: Sequence[Ints], limit: int, number: int) -> None:
+def add_text(packer: Packer, tokens: Tokens, number: int) -> None:
     """One sequence of text."""
-    packer.add(View(text=joined(tokens, limit), member=Member(number, Kind.ALONE)))
+    packer.add(View(text=joined(tokens.texts, tokens.limit), member=Member(number, Kind.ALONE)))
 
 
-def add_pair(packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
+def add_pair(packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
     """One sequence of an image and a text."""
     assert example.store is not None and example.image is not None
     image, shown = packer.add_image(example.store.get(example.image))
-    packer.add(View(image=image, regions=shown, text=joined(tokens, limit), member=Member(number, Kind.PAIR)))
+    text = joined(tokens.texts, tokens.limit)
+    packer.add(View(image=image, regions=shown, text=text, member=Member(number, Kind.PAIR)))
 
 
 def pooled_text(unimo: Unimo, hidden_TD: Tensor, batch: Batch) -> Tensor:
     """The pooled [CLS] row of each example, [B, D]."""
+    assert unimo.text_pooler is not None
     pooled_BD: Tensor = unimo.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
     return pooled_BD
 
 
 def pooled_image(unimo: Unimo, hidden_TD: Tensor, batch: Batch) -> Tensor:
     """The pooled [IMG] row of each example, [B, D]."""
+    assert unimo.image_pooler is not None
     pooled_BD: Tensor = unimo.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
     return pooled_BD
 
@@ -83,6 +87,6 @@ class Classes:
         """Numbers of the classes, int64 [B]; 0 where the files do not say."""
         return torch.tensor([example.label or 0 for example in examples], dtype=torch.int64)
 
-    def chosen(self, outputs: Outputs) -> list[str]:
-        """The likeliest class of each example."""
-        return [self.names[number] for number in np.argmax(outputs, axis=1)] if len(outputs) else []
+    def chosen(self, scores: Sequence[Any]) -> list[str]:
+        """The likeliest class of each example, by its scores [C]."""
+        return [self.names[number] for number in np.argmax(scores, axis=1)]

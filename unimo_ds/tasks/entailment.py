@@ -11,7 +11,6 @@ from unimo_ds.batch import Batch
 from unimo_ds.config import EntailmentFiles, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
 from unimo_ds.metrics.classification import accuracy
@@ -19,7 +18,7 @@ from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
 from unimo_ds.tasks.files import lines, text_of
-from unimo_ds.tasks.task import Example, Outputs, Task
+from unimo_ds.tasks.task import Example, Task, Tokens
 
 _CLASSES = ("entailment", "neutral", "contradiction")
 
@@ -34,7 +33,7 @@ class Entailment(Task[EntailmentFiles]):
     def __init__(self) -> None:
         self._classes = Classes(_CLASSES)
 
-    def read(self, files: EntailmentFiles, rejects: Rejects) -> Iterator[Example]:
+    def read(self, files: EntailmentFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
         for number, line in lines(files.path, rejects):
             try:
@@ -54,8 +53,8 @@ class Entailment(Task[EntailmentFiles]):
     def build_head(self, model: ModelSection) -> nn.Module:
         return EntailmentHead(model, len(_CLASSES))
 
-    def add(self, packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
-        add_pair(packer, example, tokens, limit, number)
+    def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
+        add_pair(packer, example, tokens, number)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         return self._classes.targets(examples)
@@ -68,11 +67,11 @@ class Entailment(Task[EntailmentFiles]):
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return self._classes.losses(output, targets)
 
-    def score(self, outputs: Outputs, examples: Sequence[Example]) -> dict[str, float]:
-        return {"accuracy": accuracy(outputs.argmax(1), np.array([example.label for example in examples]))}
+    def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        return {"accuracy": accuracy(np.argmax(answers, axis=1), np.array([example.label for example in examples]))}
 
-    def predictions(self, outputs: Outputs, examples: Sequence[Example]) -> str:
+    def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """JSON Lines with SNLI-VE's own `pairID`."""
-        chosen = self._classes.chosen(outputs)
+        chosen = self._classes.chosen(answers)
         rows = (json.dumps({"pairID": item.name, "prediction": label}) for item, label in zip(examples, chosen, strict=True))
         return "".join(f"{row}\n" for row in rows)

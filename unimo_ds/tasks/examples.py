@@ -18,9 +18,8 @@ from unimo_ds.data.order import Mixture, order
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.plan import Item, share
 from unimo_ds.data.prepared import Rejects, batched
-from unimo_ds.data.sequences import Ints
 from unimo_ds.errors import DamagedRecordError, DataError
-from unimo_ds.tasks.task import Example, Task, TaskBatch
+from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import Tokenizer
 
 _EXAMPLES_AT_ONCE = 32  # of an evaluation
@@ -35,8 +34,7 @@ class ExampleSet:
         files: where they are; several are joined.
         tokenizer: the run's tokenizer.
         data: how much of an example is read.
-        whole: leave out examples whose image is damaged, so that every example can be evaluated; for training this is found out
-            at the step.
+        teach: examples to train on; else to be evaluated, and then those with a damaged image are left out at once.
         show: report what is left out.
 
     Raises:
@@ -50,38 +48,44 @@ class ExampleSet:
         files: Sequence[Any],
         tokenizer: Tokenizer,
         data: TaskDataSection,
-        whole: bool,
+        teach: bool,
         show: bool,
     ) -> None:
-        self.name, self.task, self._data = name, task, data
+        self.name, self.task, self._data, self._teach = name, task, data, teach
         rejects = Rejects()
-        found = chain.from_iterable(task.read(part, rejects) for part in files)
-        self.examples = list(_readable(found, rejects) if whole else found)
+        found = chain.from_iterable(task.read(part, rejects, teach) for part in files)
+        self.examples = list(found if teach else _readable(found, rejects))
         if show:
             rejects.report(name, len(self.examples))
         if not self.examples:
             raise DataError(f"{name}: not one example can be used" + "".join(f"; {reason}" for reason in rejects.reasons[:1]))
-        texts = chain.from_iterable(example.texts for example in self.examples)
+        self._targets = int(teach and any(example.target for example in self.examples))  # texts behind the others
+        texts = chain.from_iterable(self._texts(example) for example in self.examples)
         encoded = [np.array(ids, np.int32) for batch in batched(texts) for ids in tokenizer.encode(batch)]
-        self._tokens = np.concatenate(encoded)
+        self._tokens = np.concatenate([np.zeros(0, np.int32), *encoded])
         self._offsets = np.cumsum([0, *map(len, encoded)])
-        self._first_text = np.cumsum([0, *(len(example.texts) for example in self.examples)])
+        self._first_text = np.cumsum([0, *(len(self._texts(example)) for example in self.examples)])
         counts: dict[tuple[int, str], int] = {}
         self._image_rows = [_image_rows(example, data.max_regions, counts) for example in self.examples]
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def tokens(self, number: int) -> list[Ints]:
-        """Ids of each text of an example, without special tokens."""
-        texts = range(self._first_text[number], self._first_text[number + 1])
-        return [self._tokens[self._offsets[text] : self._offsets[text + 1]].astype(np.int64) for text in texts]
+    def _texts(self, example: Example) -> tuple[str, ...]:
+        return (*example.texts, example.target) if self._targets else example.texts
+
+    def tokens(self, number: int) -> Tokens:
+        """The tokens of an example."""
+        places = range(self._first_text[number], self._first_text[number + 1])
+        texts = [self._tokens[self._offsets[place] : self._offsets[place + 1]].astype(np.int64) for place in places]
+        target = texts.pop() if self._targets else None
+        return Tokens(texts, target, self._data.max_text_tokens)
 
     def positions(self, number: int) -> int:
         """Rows of an example in the stream, at most."""
         first, end = self._first_text[number : number + 2]
-        text = int(self._offsets[end] - self._offsets[first]) + 1 + int(end - first)
-        return min(text, self._data.max_text_tokens) + self._image_rows[number]
+        text = int(self._offsets[end] - self._offsets[first]) + 2 + int(end - first)
+        return min(text, (1 + self._targets) * self._data.max_text_tokens) + self._image_rows[number]
 
     def pack(self, numbers: Sequence[int], feature_width: int, problems: list[str]) -> TaskBatch:
         """The micro-batch of some examples; what is left out is added to `problems`."""
@@ -90,12 +94,12 @@ class ExampleSet:
         for number in numbers:
             example = self.examples[number]
             try:
-                self.task.add(packer, example, self.tokens(number), self._data.max_text_tokens, len(packed))
+                self.task.add(packer, example, self.tokens(number), len(packed))
             except DamagedRecordError as error:
                 problems.append(f"{self.name}, example {example.name!r} left out: {error}")
             else:
                 packed.append(example)
-        return TaskBatch(packer.build(), self.task.targets(packed), len(packed))
+        return self.task.teach(packer.build(), packed)
 
     def shares(self) -> Iterator[list[int]]:
         """This rank's batches of an evaluation; examples of similar length together, as many batches on every rank."""

@@ -3,19 +3,29 @@
 from collections.abc import Sequence
 from typing import Any
 
-from unimo_ds.config import EntailmentSection, SentencesSection, VqaSection
+from unimo_ds.config import (
+    CaptioningSection,
+    EntailmentSection,
+    SentencesSection,
+    TaskSection,
+    VqaSection,
+    WritingSection,
+)
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences
 from unimo_ds.tasks.task import Task
 from unimo_ds.tasks.vqa import Vqa, common_answers
+from unimo_ds.tasks.writing import Captioning, TextWriting
+from unimo_ds.tokenizer import Tokenizer
 
 
-def make_task(section: SentencesSection | EntailmentSection | VqaSection, facts: dict[str, Any] | None = None) -> Task[Any]:
+def make_task(section: TaskSection, tokenizer: Tokenizer, facts: dict[str, Any] | None = None) -> Task[Any]:
     """The task of a run.
 
     Args:
         section: the run's.
-        facts: what the task learned from its training set, out of a checkpoint; None: it looks there.
+        tokenizer: the run's.
+        facts: `Task.facts` of a checkpoint; None: the task learns them from its training set.
 
     Raises:
         DataError: the training set cannot be read.
@@ -27,6 +37,10 @@ def make_task(section: SentencesSection | EntailmentSection | VqaSection, facts:
             return Entailment()
         case VqaSection():
             return Vqa(common_answers(section) if facts is None else facts["answers"])
+        case CaptioningSection():
+            return Captioning(section, tokenizer)
+        case WritingSection():
+            return TextWriting(section, tokenizer)
 
 
 def files_of(part: Any) -> Sequence[Any]:

@@ -15,14 +15,13 @@ from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection, SentenceFiles, SentencesSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import Ints
 from unimo_ds.errors import DataError
 from unimo_ds.metrics.classification import accuracy, matthews_correlation, pearson_correlation, spearman_correlation
 from unimo_ds.model.task_heads import SentenceHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_text, pooled_text
 from unimo_ds.tasks.files import lines
-from unimo_ds.tasks.task import Example, Outputs, Task
+from unimo_ds.tasks.task import Example, Task, Tokens
 
 _TEXTS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("question", "sentence"), ("premise", "hypothesis"))
 _ALONE = ("text_a", "sentence")
@@ -46,7 +45,7 @@ class Sentences(Task[SentenceFiles]):
     def facts(self) -> dict[str, Any]:
         return {"labels": list(self._classes.names) if self._classes is not None else []}
 
-    def read(self, files: SentenceFiles, rejects: Rejects) -> Iterator[Example]:
+    def read(self, files: SentenceFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         columns: dict[str, int] | None = None
         for number, line in lines(files.path, rejects):
             fields = line.split("\t")
@@ -73,8 +72,8 @@ class Sentences(Task[SentenceFiles]):
     def build_head(self, model: ModelSection) -> nn.Module:
         return SentenceHead(model, 1 if self._classes is None else len(self._classes.names))
 
-    def add(self, packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
-        add_text(packer, tokens, limit, number)
+    def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
+        add_text(packer, tokens, number)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         if self._classes is not None:
@@ -88,21 +87,19 @@ class Sentences(Task[SentenceFiles]):
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return (output[:, 0] - targets).square() if self._classes is None else self._classes.losses(output, targets)
 
-    def score(self, outputs: Outputs, examples: Sequence[Example]) -> dict[str, float]:
+    def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         labels = np.array([example.label for example in examples])
         if self._classes is None:
-            both = {
-                "pearson": pearson_correlation(outputs[:, 0], labels),
-                "spearman": spearman_correlation(outputs[:, 0], labels),
-            }
-            return {**both, "correlation": sum(both.values()) / 2}
-        chosen = outputs.argmax(1)
+            numbers = np.array(answers)[:, 0]
+            pearson, spearman = pearson_correlation(numbers, labels), spearman_correlation(numbers, labels)
+            return {"pearson": pearson, "spearman": spearman, "correlation": (pearson + spearman) / 2}
+        chosen = np.argmax(answers, axis=1)
         found = {"accuracy": accuracy(chosen, labels)}
         return {**found, "matthews": matthews_correlation(chosen, labels)} if self._metric == "matthews" else found
 
-    def predictions(self, outputs: Outputs, examples: Sequence[Example]) -> str:
+    def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """GLUE's submission files: `index` and `prediction`."""
-        labels = [f"{number:.3f}" for number in outputs[:, 0]] if self._classes is None else self._classes.chosen(outputs)
+        labels = [f"{row[0]:.3f}" for row in answers] if self._classes is None else self._classes.chosen(answers)
         rows = (f"{example.name}\t{label}" for example, label in zip(examples, labels, strict=True))
         return "\n".join(["index\tprediction", *rows]) + "\n"
 

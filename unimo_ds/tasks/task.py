@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +24,6 @@ from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.model.unimo import Unimo
 
-Outputs = npt.NDArray[np.float32]
 F = TypeVar("F")
 
 
@@ -40,6 +37,7 @@ class Example:
         image: key of its image in `store`, or None.
         store: the regions of the set's images, or None.
         label: what is to be predicted, in the task's own form; None where the files do not say.
+        target: a text that is to be generated, tokenised beside the others; empty where there is none.
     """
 
     name: str
@@ -47,47 +45,60 @@ class Example:
     image: str | None = None
     store: RegionStore | None = None
     label: Any = None
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of an example's texts, without special ones, and how many rows a text may have with them.
+
+    `target` is None where the example is to be evaluated, and the text to be generated.
+    """
+
+    texts: Sequence[Ints]
+    target: Ints | None
+    limit: int
 
 
 @dataclass(frozen=True)
 class TaskCounts:
     """The denominators of a micro-batch, before summing over ranks."""
 
-    examples: int
+    targets: int
     positions: int
 
     def tensor(self) -> Tensor:
         """int64 [2]."""
-        return torch.tensor([self.examples, self.positions])
+        return torch.tensor([self.targets, self.positions])
 
 
 @dataclass(frozen=True)
 class TaskTotals:
     """The denominators of a step, over all ranks and micro-batches."""
 
-    examples: float
+    targets: float
     positions: float
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A packed stream with what is to be predicted of its B examples."""
+    """A packed stream with what is to be predicted; the loss is a mean over `count` of it."""
 
     batch: Batch
     targets: Tensor
-    examples: int
+    count: int
 
     def counts(self) -> TaskCounts:
         """The denominators of this batch's loss."""
-        return TaskCounts(self.examples, self.batch.positions)
+        return TaskCounts(self.count, self.batch.positions)
 
     def to(self, device: torch.device) -> "TaskBatch":
         """The same on `device`."""
-        return TaskBatch(self.batch.to(device), self.targets.to(device, non_blocking=True), self.examples)
+        return TaskBatch(self.batch.to(device), self.targets.to(device, non_blocking=True), self.count)
 
     def pin_memory(self) -> "TaskBatch":
         """The same in page-locked memory."""
-        return TaskBatch(self.batch.pin_memory(), self.targets.pin_memory(), self.examples)
+        return TaskBatch(self.batch.pin_memory(), self.targets.pin_memory(), self.count)
 
 
 class Task(ABC, Generic[F]):
@@ -109,47 +120,54 @@ class Task(ABC, Generic[F]):
         return {}
 
     @abstractmethod
-    def read(self, files: F, rejects: Rejects) -> Iterator[Example]:
-        """The examples of a set; what cannot be used is told to `rejects`."""
+    def read(self, files: F, rejects: Rejects, teach: bool) -> Iterator[Example]:
+        """The examples of a set, to train on or to be evaluated; what cannot be used is told to `rejects`."""
 
     @abstractmethod
     def build_head(self, model: ModelSection) -> nn.Module:
         """What the task adds to the model."""
 
     @abstractmethod
-    def add(self, packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
+    def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
         """Adds the sequences of an example to a micro-batch.
 
         Args:
             packer: of the micro-batch.
             example: it.
-            tokens: ids of each of its texts, without special tokens.
-            limit: rows of a text at most, special tokens included.
+            tokens: of its texts.
             number: of the example in the micro-batch.
 
         Raises:
             DamagedRecordError: its image cannot be read; nothing was added.
         """
 
+    def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
+        """The stream of some examples with what is to be predicted."""
+        return TaskBatch(packed, self.targets(examples), len(examples))
+
     @abstractmethod
     def targets(self, examples: Sequence[Example]) -> Tensor:
-        """What is to be predicted, first axis B."""
+        """What is to be predicted beside the words of the stream, first axis B."""
 
     @abstractmethod
     def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
-        """What the model says, float32, first axis B."""
+        """What the model says of a stream that it is taught, float32; first axis B, or each word that is to be predicted."""
 
     @abstractmethod
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
-        """What each example costs, float32 [B]."""
+        """What each of the outputs costs, float32."""
+
+    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> list[Any]:
+        """The answer to each example of a stream; every rank must call it as often."""
+        return list(self.output(unimo, head, batch).cpu().numpy())
 
     @abstractmethod
-    def score(self, outputs: Outputs, examples: Sequence[Example]) -> dict[str, float]:
-        """What the outputs for a whole set with labels are worth."""
+    def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        """What the answers to a whole set with labels are worth."""
 
     @abstractmethod
-    def predictions(self, outputs: Outputs, examples: Sequence[Example]) -> str:
-        """The answers to the examples, as a file of the task's public evaluation."""
+    def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
+        """The answers, as a file of the task's public evaluation."""
 
 
 class TaskModel(nn.Module):
@@ -172,10 +190,10 @@ class TaskModel(nn.Module):
 
         The loss is a scalar whose gradient, averaged over ranks as data parallelism does, is the gradient of the step's loss.
         """
-        losses_B = self._task.losses(self.predict(batch.batch), batch.targets)
-        share = losses_B.sum() / max(1.0, totals.examples)
+        losses = self._task.losses(self._task.output(self.unimo, self.head, batch.batch), batch.targets)
+        share = losses.sum() / max(1.0, totals.targets)
         return share * distributed.world_size(), share.detach()[None]
 
-    def predict(self, batch: Batch) -> Tensor:
-        """The task's output, float32, first axis B."""
-        return self._task.output(self.unimo, self.head, batch)
+    def answers(self, batch: Batch) -> list[Any]:
+        """The answer to each example of a stream (`Task.answers`)."""
+        return self._task.answers(self.unimo, self.head, batch)

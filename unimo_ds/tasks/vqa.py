@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection, VqaFiles, VqaSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
 from unimo_ds.metrics.answers import normalize_vqa_answer, vqa_accuracy, vqa_soft_targets
@@ -29,7 +29,7 @@ from unimo_ds.model.task_heads import AnswerHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import add_pair, pooled_image, pooled_text
 from unimo_ds.tasks.files import read_json, text_of
-from unimo_ds.tasks.task import Example, Outputs, Task
+from unimo_ds.tasks.task import Example, Task, Tokens
 
 
 class Vqa(Task[VqaFiles]):
@@ -51,7 +51,7 @@ class Vqa(Task[VqaFiles]):
     def facts(self) -> dict[str, Any]:
         return {"answers": list(self._answers)}
 
-    def read(self, files: VqaFiles, rejects: Rejects) -> Iterator[Example]:
+    def read(self, files: VqaFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store, key_of = RegionStore(files.regions), _key_of(files.images)
         answers = _answers_of(files.annotations, rejects) if files.annotations is not None else None
         for place, question in enumerate(read_json(files.questions, "questions")["questions"]):
@@ -71,8 +71,8 @@ class Vqa(Task[VqaFiles]):
     def build_head(self, model: ModelSection) -> nn.Module:
         return AnswerHead(model, len(self._answers))
 
-    def add(self, packer: Packer, example: Example, tokens: Sequence[Ints], limit: int, number: int) -> None:
-        add_pair(packer, example, tokens, limit, number)
+    def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
+        add_pair(packer, example, tokens, number)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         targets_BC = torch.zeros(len(examples), len(self._answers))
@@ -90,16 +90,16 @@ class Vqa(Task[VqaFiles]):
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(output, targets, reduction="none").sum(1)
 
-    def score(self, outputs: Outputs, examples: Sequence[Example]) -> dict[str, float]:
-        return {"accuracy": vqa_accuracy(self._chosen(outputs), [example.label for example in examples])}
+    def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        return {"accuracy": vqa_accuracy(self._chosen(answers), [example.label for example in examples])}
 
-    def predictions(self, outputs: Outputs, examples: Sequence[Example]) -> str:
+    def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """The file that the VQA challenge takes."""
-        pairs = zip(examples, self._chosen(outputs), strict=True)
+        pairs = zip(examples, self._chosen(answers), strict=True)
         return json.dumps([{"question_id": int(example.name), "answer": answer} for example, answer in pairs])
 
-    def _chosen(self, outputs: Outputs) -> list[str]:
-        return [self._answers[number] for number in outputs.argmax(1)]
+    def _chosen(self, answers: Sequence[Any]) -> list[str]:
+        return [self._answers[number] for number in np.argmax(answers, axis=1)]
 
 
 def common_answers(section: VqaSection) -> list[str]:
