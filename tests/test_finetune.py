@@ -60,7 +60,7 @@ def test_every_family_learns_and_is_worth_the_same_when_opened_again(
 def tuned(inputs: Inputs) -> dict[str, Path]:
     """A short run of every family."""
     return {
-        family: run(inputs, f"short_{family}", getattr(inputs, family)(), epochs=1)
+        family: run(inputs, f"short_{family}", getattr(inputs, family)(), "data.workers=1", epochs=1)
         for family in ("sentences", "entailment", "vqa", "captioning", "writing")
     }
 

@@ -51,7 +51,7 @@ class ExampleSet:
         teach: bool,
         show: bool,
     ) -> None:
-        self.name, self.task, self._data, self._teach = name, task, data, teach
+        self.name, self.task, self._data = name, task, data
         rejects = Rejects()
         found = chain.from_iterable(task.read(part, rejects, teach) for part in files)
         self.examples = list(found if teach else _readable(found, rejects))
