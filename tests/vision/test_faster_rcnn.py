@@ -100,7 +100,8 @@ def test_a_tiny_detector_learns_two_pictures_by_heart() -> None:
     torch.manual_seed(0)
     detector = BottomUpDetector(tiny_config(), ("square", "disc"), ("red", "blue"))
     images, objects = zip(*(picture(seed) for seed in (1, 2)), strict=True)
-    losses = fit(detector, images, objects, TrainingPlan(steps=100, batch=4, peak_rate=1e-2, warmup=10))
+    # Enough for any processor: at 100 steps it depends on how products round.
+    losses = fit(detector, images, objects, TrainingPlan(steps=200, batch=4, peak_rate=1e-2, warmup=10))
     missing = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not missing
     assert np.mean(losses[-10:]) < 0.35 * np.mean(losses[:10])
