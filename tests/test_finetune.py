@@ -36,12 +36,12 @@ def numbers(folder: Path, name: str) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(
     ("family", "metric", "least", "epochs"),
     [
-        ("sentences", "accuracy", 0.95, 12),
-        ("similarity", "correlation", 0.9, 24),
-        ("entailment", "accuracy", 0.9, 24),
+        ("sentences", "accuracy", 0.95, 30),
+        ("similarity", "correlation", 0.9, 40),
+        ("entailment", "accuracy", 0.9, 20),
         ("vqa", "accuracy", 0.95, 12),
-        ("captioning", "cider_d", 5.0, 20),
-        ("writing", "rouge_l", 0.95, 20),
+        ("captioning", "cider_d", 5.0, 16),
+        ("writing", "rouge_l", 0.85, 24),
     ],
 )
 def test_every_family_learns_and_is_worth_the_same_when_opened_again(

@@ -40,9 +40,11 @@ def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str, score: st
         config = inputs.config(f"{family}_{world}", getattr(inputs, family)(), epochs=3)
         small_run.run(config, world, module=MODULE)
         folders.append(inputs.folder / f"{family}_{world}")
-    for key in ("loss", "grad_norm", f"eval/dev_{score}"):
+    # Sums round differently, and an answer on the edge may fall to the other side: one of twenty, of a score up to 1 or 10.
+    one_answer = (10 if score == "cider_d" else 1) / 20
+    for key, allowed in (("loss", 2e-4), ("grad_norm", 2e-4), (f"eval/dev_{score}", 1.01 * one_answer)):
         one, two = (logged(folder, key) for folder in folders)
-        assert len(one) >= 3 and two == pytest.approx(one, rel=2e-4, abs=2e-4), key
+        assert len(one) >= 3 and two == pytest.approx(one, rel=2e-4, abs=allowed), key
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs: Inputs) -> None:
