@@ -6,13 +6,11 @@ with none of them the world has one rank. Collectives work without an initialise
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -140,12 +138,13 @@ def shares(items: int, at_once: int) -> Iterator[list[int]]:
         yield list(range(mine[number], min(mine[number] + at_once, items))) if number < len(mine) else []
 
 
-def rows_in_order(parts: Sequence[tuple[Sequence[int], npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
-    """The rows of all ranks by item number, on every rank: what the batches of `shares` gave, each with its numbers."""
-    everywhere = [part for rank in gather_objects(list(parts)) for part in rank if part[0]]
-    numbers = np.concatenate([numbers for numbers, _ in everywhere])
-    rows = np.concatenate([rows for _, rows in everywhere])
-    return rows[np.argsort(numbers)]
+def in_order(parts: Sequence[tuple[Sequence[int], Iterable[Any]]]) -> list[Any]:
+    """What was found for each item, by item number, on every rank; `parts` are the batches of `shares` with their numbers."""
+    by_number: dict[int, Any] = {}
+    for rank in gather_objects(list(parts)):
+        for numbers, found in rank:
+            by_number.update(zip(numbers, found, strict=True))
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def leave(code: int) -> NoReturn:

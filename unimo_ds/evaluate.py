@@ -178,7 +178,8 @@ def _similarities(unimo: Unimo, pairs: HeldOut, width: int) -> npt.NDArray[np.fl
     for numbers in distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE):
         views = [pairs.views.whole_text(pairs.corpus.tokens(pairs.captions[number])) for number in numbers]
         texts.append((numbers, _run(unimo, pack_alone([], views, width, limit)).text_vectors_XD.cpu().numpy()))
-    return distributed.rows_in_order(texts) @ distributed.rows_in_order(images).T
+    similarity_XI: npt.NDArray[np.float32] = np.stack(distributed.in_order(texts)) @ np.stack(distributed.in_order(images)).T
+    return similarity_XI
 
 
 def _run(unimo: Unimo, batch: Batch) -> Any:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -270,9 +269,7 @@ def answers_of(model: TaskModel, examples: ExampleSet, feature_width: int) -> li
     model.train(training)
     if problems:
         raise DataError(f"{problems[0]}; it was whole when the set was opened")
-    pairs = [zip(numbers, found, strict=True) for rank in distributed.gather_objects(parts) for numbers, found in rank]
-    by_number = dict(chain.from_iterable(pairs))
-    return [by_number[number] for number in range(len(examples))]
+    return distributed.in_order(parts)
 
 
 def score_set(model: TaskModel, examples: ExampleSet, feature_width: int) -> dict[str, float]:

@@ -41,7 +41,7 @@ class Tokenizer:
                 f"{self.folder}: no {' and no '.join(missing)}: not a tokenizer folder. Copy vocab.json and merges.txt of "
                 f"roberta-base there, or train one: `unimo-ds train-tokenizer TEXT... --out {self.folder}`."
             )
-        vocabulary = _read_vocabulary(self.folder / "vocab.json")
+        vocabulary = self._vocabulary = _read_vocabulary(self.folder / "vocab.json")
         self.size = len(vocabulary)
         expected = {token: index for index, token in enumerate(_SPECIAL)} | {_MASK_TOKEN: self.size - 1}
         wrong = {token: vocabulary.get(token) for token, index in expected.items() if vocabulary.get(token) != index}
@@ -79,18 +79,16 @@ class Tokenizer:
     @cached_property
     def starts_word_V(self) -> npt.NDArray[np.bool_]:
         """For each id, whether it begins a unit of masking: a word (with its space) or a punctuation mark."""
-        tokens = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
         starts = np.ones(self.size, dtype=bool)
-        for token, index in tokens.items():
+        for token, index in self._vocabulary.items():
             starts[index] = token[0] in _SPACES or not token[0].isalnum()
         return starts
 
     @cached_property
     def begins_with_space_V(self) -> npt.NDArray[np.bool_]:
         """For each id, whether its text begins with a space, as all words but a text's first do."""
-        tokens = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
         begins = np.zeros(self.size, dtype=bool)
-        for token, index in tokens.items():
+        for token, index in self._vocabulary.items():
             begins[index] = token[0] in _SPACES
         return begins
 

@@ -1,14 +1,12 @@
 """The contrastive sums of two and three ranks equal those of one, values and gradients, by gather and by ring."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.distributed.contrastive_worker import CASES, loss_of, part_of, whole
-from tests.life.small_run import ROOT, environment, free_port
+from tests.life.small_run import run_ranks
 from unimo_ds import distributed
 from unimo_ds.kernels import contrastive_over_ranks
 from unimo_ds.kernels.contrastive import contrastive_statistics
@@ -18,20 +16,7 @@ from unimo_ds.kernels.contrastive_over_ranks import choose_way, statistics_over_
 @pytest.mark.life
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_both_ways_equal_the_joined_matrix(tmp_path: Path, ranks: int) -> None:
-    shared = {**environment(), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.contrastive_worker", str(tmp_path)],
-            cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    run_ranks("tests.distributed.contrastive_worker", ranks, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
     cases = [case for case, parts in CASES.items() if len(parts) == ranks]
     assert len(found[0]) == len(cases) * 3 * 2

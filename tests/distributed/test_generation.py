@@ -1,14 +1,12 @@
 """Two ranks with different numbers of sentences generate what one process does, and training goes on after it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.generation_worker import SENTENCES, sharpened, written
-from tests.life.small_run import ROOT, environment, free_port
+from tests.life.small_run import run_ranks
 
 pytestmark = pytest.mark.life
 
@@ -16,21 +14,7 @@ pytestmark = pytest.mark.life
 @pytest.mark.parametrize("stage", [0, 3])
 def test_ranks_with_and_without_sentences_generate_what_one_process_does(tmp_path: Path, stage: int) -> None:
     out = tmp_path / "result.json"
-    words = [sys.executable, "-m", "tests.distributed.generation_worker", str(stage), str(out)]
-    shared = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    run_ranks("tests.distributed.generation_worker", 2, str(stage), str(out))
     result = json.loads(out.read_text())
     unimo = sharpened().unimo.eval()
     lengths = set()

@@ -1,8 +1,6 @@
 """Two ranks equal one rank: losses and parameter gradients, for every ZeRO stage, and whatever each rank holds."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 
 from tests.distributed.joining import join
 from tests.distributed.ranks_worker import build, steps, totals_of, training
-from tests.life.small_run import ROOT, environment, free_port
+from tests.life.small_run import run_ranks
 from unimo_ds.engine.engine import learning_rate
 from unimo_ds.model.unimo import parameter_groups
 from unimo_ds.objectives.pretraining import NAMES
@@ -55,21 +53,7 @@ def one_rank_updates() -> tuple[float, dict[str, torch.Tensor]]:
 
 def run_two_ranks(folder: Path, stage: int, precision: str, checkpointing: bool) -> dict[str, Any]:
     out = folder / "result.json"
-    words = [sys.executable, "-m", "tests.distributed.ranks_worker", str(stage), precision, str(int(checkpointing)), str(out)]
-    shared = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    run_ranks("tests.distributed.ranks_worker", 2, str(stage), precision, str(int(checkpointing)), str(out))
     result: dict[str, Any] = json.loads(out.read_text())
     return result
 

@@ -154,8 +154,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[subprocess.Popen[str]]:
-    """Starts the ranks of a run as a launcher would, with torchrun's variables."""
+def start_ranks(module: str, world: int, *words: str) -> list[subprocess.Popen[str]]:
+    """Starts the ranks of a module as a launcher would, with torchrun's variables."""
     port = str(free_port())
     processes = []
     for rank in range(world):
@@ -163,7 +163,8 @@ def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pre
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", module, str(config), *overrides],
+                [sys.executable, "-m", module, *words],
+                cwd=ROOT,
                 env={**environment(), **variables},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -174,21 +175,31 @@ def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pre
     return processes
 
 
+def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[subprocess.Popen[str]]:
+    """Starts the ranks of a run."""
+    return start_ranks(module, world, str(config), *overrides)
+
+
 def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
     """Waits for all ranks; their outputs."""
     return [process.communicate(timeout=timeout)[0] for process in processes]
 
 
-def run(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[str]:
-    """Runs to the end; the outputs of the ranks.
+def run_ranks(module: str, world: int, *words: str) -> list[str]:
+    """Runs a module on some ranks to the end; the outputs of the ranks.
 
     Raises:
         AssertionError: a rank failed, with what it printed.
     """
-    processes = start(config, world, *overrides, module=module)
+    processes = start_ranks(module, world, *words)
     outputs = finish(processes)
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return outputs
+
+
+def run(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[str]:
+    """Runs to the end (`run_ranks`)."""
+    return run_ranks(module, world, str(config), *overrides)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences
-from unimo_ds.tasks.task import Example, Task, TaskBatch, TaskTotals, Tokens
+from unimo_ds.tasks.task import Example, Task, TaskBatch, TaskModel, TaskTotals, Tokens
 from unimo_ds.tasks.vqa import Vqa
 from unimo_ds.tasks.writing import Captioning
 
@@ -80,6 +80,16 @@ FAMILIES: dict[str, tuple[Task[Any], list[Any], Scores, Errors]] = {
 }
 
 
+def stirred(task: Task[Any]) -> tuple[TaskModel, Weights]:
+    """A model in float64 whose biases and norms are away from 0 and 1, and its weights for the reference."""
+    torch.manual_seed(0)
+    model = build_model(task, TINY).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model, {name.removeprefix("unimo."): p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_output_loss_and_gradients(family: str) -> None:
     task, labels, scores_of, errors_of = FAMILIES[family]
@@ -90,12 +100,7 @@ def test_output_loss_and_gradients(family: str) -> None:
         task.add(packer, example, Tokens(texts, None, 64), number)
         examples.append(example)
     batch = TaskBatch(packer.build(), task.targets(examples), COUNT)
-    torch.manual_seed(0)
-    model = build_model(task, TINY).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    weights = {name.removeprefix("unimo."): p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    model, weights = stirred(task)
     hidden = sequences(batch.batch, weights)
     image = torch.stack([rows[0] for rows in hidden])
     text = torch.stack([rows[number] for rows, number in zip(hidden, first_words(batch), strict=True)])
@@ -144,12 +149,7 @@ def test_generated_words_with_smoothed_labels(family: str, smoothing: float) -> 
         task.add(packer, example, Tokens([] if family == "captioning" else words[:1], words[1], 64), number)
     batch = task.teach(packer.build(), [])
     assert batch.count == len(batch.batch.language_labels_M) > COUNT
-    torch.manual_seed(0)
-    model = build_model(task, TINY).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    weights = {name.removeprefix("unimo."): p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    model, weights = stirred(task)
     hidden = torch.cat(sequences(batch.batch, weights))[batch.batch.language_rows_M]
     transformed = layer_norm(gelu(linear(hidden, weights, "language_head.transform")), weights, "language_head.norm")
     logits = transformed @ weights["embedding.text.word.weight"].T + weights["language_head.bias"]

@@ -41,6 +41,17 @@ class PackedText:
     source_length: int  # rows before the generated part: the prefix, if there is one
 
 
+def with_targets(source: PackedText, *targets: PackedText) -> PackedText:
+    """A source with generated parts behind it, each with its own positions (unimo-spec, 1.3)."""
+    parts = (source, *targets)
+    return PackedText(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        len(source.ids),
+    )
+
+
 @dataclass(frozen=True)
 class Sequence:
     """One sequence of the stream.
@@ -114,13 +125,7 @@ class ViewMaker:
             kept[start:end] = False
         source = self.whole_text(tokens[kept])
         targets = [self.generated_text(tokens[start:end]) for start, end in fragments]
-        parts = [source, *targets]
-        return PackedText(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.positions for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            len(source.ids),
-        )
+        return with_targets(source, *targets)
 
     def generated_text(self, tokens: Ints) -> PackedText:
         """`[CLS] w.. [SEP]`, each row but the last predicting the next one."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unimo_ds.kernels.chunks import slices
 from unimo_ds.kernels.linear import matrix_product, product_dtype
 
 _CHUNK_ROWS, _CHUNK_COLUMNS = 1024, 2048  # of a library product: 4 MB in bf16, and large enough for its full speed
@@ -228,10 +229,6 @@ def _chunk_columns(dtype: torch.dtype) -> int:
     return _CHUNK_COLUMNS if product_dtype(dtype) == dtype else max(1, _CHUNK_COLUMNS // 2)
 
 
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + max(1, size), count)) for start in range(0, count, max(1, size))]
-
-
 class _ByGroup:
     """The columns of a chunk in the order of their groups, so that positives are found without looking at the others."""
 
@@ -253,12 +250,12 @@ def _log_sums(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_groups_M: Tensor
     dtype, work = _statistics_dtype(x_ND), product_dtype(x_ND.dtype)
     rows_2N = x_ND.new_full((2, len(x_ND)), -torch.inf, dtype=dtype)
     columns_2M = y_MD.new_full((2, len(y_MD)), -torch.inf, dtype=dtype)
-    for columns in _slices(len(y_MD), _chunk_columns(x_ND.dtype)):
+    for columns in slices(len(y_MD), _chunk_columns(x_ND.dtype)):
         y_KD, by_group, columns_2K = y_MD[columns].to(work), _ByGroup(y_groups_M[columns]), columns_2M[:, columns]
-        for rows in _slices(len(x_ND), _CHUNK_ROWS):
+        for rows in slices(len(x_ND), _CHUNK_ROWS):
             product_CK = matrix_product(x_ND[rows].to(work), y_KD.T)
             groups_C, rows_2C = x_groups_N[rows], rows_2N[:, rows]
-            for block in _slices(len(product_CK), _BLOCK_ELEMENTS // product_CK.shape[1]):
+            for block in slices(len(product_CK), _BLOCK_ELEMENTS // product_CK.shape[1]):
                 positives = by_group.positives(groups_C[block])
                 _join_block(product_CK[block], scale, positives, rows_2C[:, block], columns_2K)
     return rows_2N[0].clone(), rows_2N[1].clone(), columns_2M[0].clone(), columns_2M[1].clone()
@@ -301,15 +298,15 @@ def _gradients(
     """Gradients of both sides and of the scale; `rows` and `columns` are log-sums (all, positive) and their gradients."""
     dscale, work = torch.zeros_like(scale), product_dtype(x_ND.dtype)
     dx, dy = _RunningSum(x_ND), y_MD.new_empty(y_MD.shape)
-    for columns in _slices(len(y_MD), _chunk_columns(x_ND.dtype)):
+    for columns in slices(len(y_MD), _chunk_columns(x_ND.dtype)):
         y_KD, by_group, columns_4K = y_MD[columns].to(work), _ByGroup(y_groups_M[columns]), columns_4M[:, columns]
         dy_KD = y_KD.new_zeros(y_KD.shape, dtype=rows_4N.dtype)
-        for rows in _slices(len(x_ND), _CHUNK_ROWS):
+        for rows in slices(len(x_ND), _CHUNK_ROWS):
             x_CD = x_ND[rows].to(work)
             ds_CK = _chunk_gradient(x_CD, y_KD, x_groups_N[rows], by_group, scale, rows_4N[:, rows], columns_4K)
-            for part in _slices(len(dy_KD), _PRODUCT_ROWS):
+            for part in slices(len(dy_KD), _PRODUCT_ROWS):
                 dy_KD[part] += matrix_product(ds_CK.T[part], x_CD)
-            for part in _slices(len(x_CD), _PRODUCT_ROWS):
+            for part in slices(len(x_CD), _PRODUCT_ROWS):
                 dx_PD = matrix_product(ds_CK[part], y_KD).to(dy_KD.dtype)
                 dscale += torch.einsum("pd,pd->", x_CD[part].to(dx_PD.dtype), dx_PD)
                 dx.add(slice(rows.start + part.start, rows.start + part.stop), dx_PD.mul_(scale))
@@ -329,7 +326,7 @@ def _chunk_gradient(
 ) -> Tensor:
     """The gradient of the similarities of a chunk, in the dtype of the vectors."""
     ds_CK = matrix_product(x_CD, y_KD.T)
-    for block in _slices(len(ds_CK), _BLOCK_ELEMENTS // ds_CK.shape[1]):
+    for block in slices(len(ds_CK), _BLOCK_ELEMENTS // ds_CK.shape[1]):
         positives = by_group.positives(groups_C[block])
         ds_CK[block] = _block_gradient(ds_CK[block], scale, positives, rows_4C[:, block], columns_4K)
     return ds_CK

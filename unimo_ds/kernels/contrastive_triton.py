@@ -14,7 +14,6 @@ of half a tile, P row tiles or column tiles. A name without suffix is a pointer 
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unimo_ds.kernels.chunks import slices
 from unimo_ds.kernels.launch_triton import Launcher
 from unimo_ds.kernels.table import Launch, contrastive_launch
 
@@ -148,10 +148,6 @@ def _gradient(
     tl.store(dscale_parts + tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1), part)
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _constants(launch: Launch, dtype: torch.dtype) -> dict[str, Any]:
     """What a kernel is compiled for. Three products of TF32 numbers are near to one of float32, on the tensor cores."""
     precision = "tf32x3" if dtype == torch.float32 else "ieee"
@@ -176,7 +172,7 @@ def forward(
     launch = contrastive_launch("forward", launcher.architecture, x.dtype)
     column_tiles = triton.cdiv(columns, launch.columns)
     row_tiles = max(1, _PARTS_BYTES // (8 * (launch.rows + launch.columns) * max(1, column_tiles)))
-    for chunk in _slices(len(x), launch.rows * row_tiles) if columns else ():
+    for chunk in slices(len(x), launch.rows * row_tiles) if columns else ():
         rows = chunk.stop - chunk.start
         grid = (triton.cdiv(rows, launch.rows), column_tiles)
         row_parts_2PN = torch.empty((2, grid[1], rows), device=x.device)
@@ -225,9 +221,9 @@ def backward(
     stride = min(_BLOCK_COLUMNS, triton.cdiv(columns, _ALIGNMENT) * _ALIGNMENT)
     height = min(len(x), launch.rows * max(1, _BLOCK_BYTES // (launch.rows * stride * x.itemsize)))
     ds_memory = torch.empty((height, stride), dtype=x.dtype, device=x.device)
-    for rows in _slices(len(x), height):
+    for rows in slices(len(x), height):
         dx_rows = torch.zeros(x[rows].shape, device=x.device)
-        for block in _slices(columns, stride):
+        for block in slices(columns, stride):
             ds = ds_memory[: rows.stop - rows.start, : block.stop - block.start]
             grid = (triton.cdiv(ds.shape[0], launch.rows), triton.cdiv(ds.shape[1], launch.columns))
             dscale_parts = torch.empty(grid, device=x.device)

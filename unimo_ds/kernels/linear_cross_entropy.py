@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unimo_ds.kernels.chunks import slices
 from unimo_ds.kernels.linear import matrix_product
 
 _CHUNK_ELEMENTS = 1 << 25  # logits of a chunk: 64 MB in bf16
@@ -117,11 +118,7 @@ def _chunk_size(vocabulary: int) -> int:
 
 
 def _chunks(targets: int, vocabulary: int) -> list[slice]:
-    return _slices(targets, _chunk_size(vocabulary))
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
+    return slices(targets, _chunk_size(vocabulary))
 
 
 def _row_length(weight_VD: Tensor) -> int:
@@ -147,7 +144,7 @@ def _losses_and_errors(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor, lab
 def _losses_and_errors_(logits_CV: Tensor, bias_V: Tensor, labels_C: Tensor) -> Tensor:
     """Turns logits without their bias into errors, in place, and gives the losses."""
     bias_V, losses_C = bias_V.float(), logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
-    for rows in _slices(len(logits_CV), max(1, _BLOCK_ELEMENTS // len(bias_V))):
+    for rows in slices(len(logits_CV), max(1, _BLOCK_ELEMENTS // len(bias_V))):
         chosen = labels_C[rows, None]
         log_probabilities = logits_CV[rows].float().add_(bias_V).log_softmax(1)
         losses_C[rows] = -log_probabilities.gather(1, chosen)[:, 0]

@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from unimo_ds.batch import Batch, Target
 from unimo_ds.config import CaptionFiles, CaptioningSection, MaskingSection, ModelSection, TextFiles, WritingSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import FIRST_WORD, PackedText, ViewMaker
+from unimo_ds.data.sequences import FIRST_WORD, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
@@ -64,7 +63,7 @@ class Writing(Task[F]):
             packer.add(View(image=image, regions=shown, text=source))
             return
         target = self._views.generated_text(tokens.target[: self._longest_target - 2])
-        text = target if source is None else _after(source, target)
+        text = target if source is None else with_targets(source, target)
         packer.add(View(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
@@ -87,17 +86,6 @@ class Writing(Task[F]):
     @abstractmethod
     def read(self, files: F, rejects: Rejects, teach: bool) -> Iterator[Example]:
         """As `Task.read`."""
-
-
-def _after(source: PackedText, target: PackedText) -> PackedText:
-    """A target behind its source; positions begin anew (unimo-spec, 1.3)."""
-    parts = source, target
-    return PackedText(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.positions for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        len(source.ids),
-    )
 
 
 class Captioning(Writing[CaptionFiles]):
