@@ -6,16 +6,18 @@ with none of them the world has one rank. Collectives work without an initialise
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from unimo_ds.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,19 +134,27 @@ def shares(items: int, at_once: int) -> Iterator[list[int]]:
 
     With rounds agreed in advance ranks can never wait for each other in vain.
     """
-    starts = list(range(0, items, at_once))
-    mine = starts[rank() :: world_size()]
-    for number in range(-(-len(starts) // world_size())):
-        yield list(range(mine[number], min(mine[number] + at_once, items))) if number < len(mine) else []
+    batches = [list(range(start, min(start + at_once, items))) for start in range(0, items, at_once)]
+    return dealt(batches, [])
 
 
-def in_order(parts: Sequence[tuple[Sequence[int], Iterable[Any]]]) -> list[Any]:
+def dealt(batches: Sequence[T], nothing: T) -> Iterator[T]:
+    """This rank's batches, as many on every rank: in place of the last ones there may be `nothing`."""
+    mine = batches[rank() :: world_size()]
+    for number in range(-(-len(batches) // world_size())):
+        yield mine[number] if number < len(mine) else nothing
+
+
+def in_order(parts: Sequence[tuple[Iterable[int], Iterable[Any]]]) -> list[Any]:
     """What was found for each item, by item number, on every rank; `parts` are the batches of `shares` with their numbers."""
-    by_number: dict[int, Any] = {}
-    for rank in gather_objects(list(parts)):
-        for numbers, found in rank:
-            by_number.update(zip(numbers, found, strict=True))
+    gathered = [part for rank in gather_objects(list(parts)) for part in rank]
+    by_number = dict(pair for numbers, found in gathered for pair in zip(numbers, found, strict=True))
     return [by_number[number] for number in sorted(by_number)]
+
+
+def over_ranks(items: int, at_once: int, work: Callable[[list[int]], Iterable[Any]]) -> list[Any]:
+    """What `work` finds of each of `items` numbers, in order and on every rank; it is given this rank's batches (`shares`)."""
+    return in_order([(numbers, work(numbers)) for numbers in shares(items, at_once)])
 
 
 def leave(code: int) -> NoReturn:

@@ -170,15 +170,20 @@ def evaluate_model(unimo: Unimo, pairs: HeldOut, feature_width: int) -> Evaluati
 def _similarities(unimo: Unimo, pairs: HeldOut, width: int) -> npt.NDArray[np.float32]:
     """Cosines of every caption with every image, each encoded alone, [captions, images]."""
     limit = pairs.config.data.max_regions
-    images: list[tuple[list[int], npt.NDArray[np.float32]]] = []
-    texts: list[tuple[list[int], npt.NDArray[np.float32]]] = []
-    for numbers in distributed.shares(len(pairs.images), _ITEMS_AT_ONCE):
+
+    def image_vectors(numbers: list[int]) -> npt.NDArray[np.float32]:
         batch = pack_alone([pairs.regions(number) for number in numbers], [], width, limit)
-        images.append((numbers, _run(unimo, batch).image_vectors_ID.cpu().numpy()))
-    for numbers in distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE):
+        vectors_ID: npt.NDArray[np.float32] = _run(unimo, batch).image_vectors_ID.cpu().numpy()
+        return vectors_ID
+
+    def text_vectors(numbers: list[int]) -> npt.NDArray[np.float32]:
         views = [pairs.views.whole_text(pairs.corpus.tokens(pairs.captions[number])) for number in numbers]
-        texts.append((numbers, _run(unimo, pack_alone([], views, width, limit)).text_vectors_XD.cpu().numpy()))
-    similarity_XI: npt.NDArray[np.float32] = np.stack(distributed.in_order(texts)) @ np.stack(distributed.in_order(images)).T
+        vectors_XD: npt.NDArray[np.float32] = _run(unimo, pack_alone([], views, width, limit)).text_vectors_XD.cpu().numpy()
+        return vectors_XD
+
+    images = distributed.over_ranks(len(pairs.images), _ITEMS_AT_ONCE, image_vectors)
+    texts = distributed.over_ranks(len(pairs.captions), _ITEMS_AT_ONCE, text_vectors)
+    similarity_XI: npt.NDArray[np.float32] = np.stack(texts) @ np.stack(images).T
     return similarity_XI
 
 

@@ -18,9 +18,10 @@ from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
-from unimo_ds.errors import CheckpointError, DataError
+from unimo_ds.errors import CheckpointError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.tasks.answering import answers_of, score_set
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tasks.families import files_of, make_task
 from unimo_ds.tasks.task import Task, TaskBatch, TaskModel, TaskTotals
@@ -254,27 +255,6 @@ class FinetuningRun(TrainingRun):
             "world_size": distributed.world_size(),
         }
         return Extras(dump_config(self._config), state, start.tokenizer.folder)
-
-
-@torch.no_grad()
-def answers_of(model: TaskModel, examples: ExampleSet, feature_width: int) -> list[Any]:
-    """What the model says of every example of a set, on every rank; every rank must call it."""
-    training = model.training
-    model.eval()
-    parts: list[tuple[list[int], list[Any]]] = []
-    problems: list[str] = []
-    for numbers in examples.shares():
-        packed = examples.pack(numbers, feature_width, problems)
-        parts.append((numbers, model.answers(packed.batch.to(distributed.device()))))
-    model.train(training)
-    if problems:
-        raise DataError(f"{problems[0]}; it was whole when the set was opened")
-    return distributed.in_order(parts)
-
-
-def score_set(model: TaskModel, examples: ExampleSet, feature_width: int) -> dict[str, float]:
-    """What the model's answers to a set with labels are worth; every rank must call it."""
-    return examples.task.score(answers_of(model, examples, feature_width), examples.examples)
 
 
 @dataclass(frozen=True)

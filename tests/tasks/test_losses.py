@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ COUNT = 5
 
 class Store:
     """A store of random images."""
+
+    folder = Path("random")
 
     def get(self, key: str) -> Any:
         return random_regions(np.random.default_rng(int(key)), 3 + int(key) % 3)

@@ -128,6 +128,21 @@ class CaptioningSection(Section):
     decoding: DecodingSection = DecodingSection(longest=50, shortest=5)
 
 
+class RetrievalSection(Section):
+    """Captions find their images, and images their captions: Flickr30k (unimo-spec, 7.3)."""
+
+    family: Literal["retrieval"]
+    train: CaptionFiles
+    dev: Annotated[dict[SetName, CaptionFiles], AtLeastOne]
+    test: dict[SetName, CaptionFiles] = Field(default_factory=dict)
+    negatives: PositiveInt = 10  # other images, and captions of other images, that a pair is taught with
+    margin: Rate = 0.2  # of the circle loss
+    scale: Annotated[float, Field(gt=0)] = 1.0  # its gamma
+    # How many captions are scored for each image, and images for each caption: the closest by their vectors, each encoded
+    # alone. None: all of them.
+    candidates: PositiveInt | None = None
+
+
 class WritingSection(Section):
     """A text of a text: CNN/DailyMail, Gigaword, questions of SQuAD (unimo-spec, 7.2)."""
 
@@ -142,7 +157,8 @@ class WritingSection(Section):
 
 
 TaskSection = Annotated[
-    SentencesSection | EntailmentSection | VqaSection | CaptioningSection | WritingSection, Field(discriminator="family")
+    SentencesSection | EntailmentSection | VqaSection | RetrievalSection | CaptioningSection | WritingSection,
+    Field(discriminator="family"),
 ]
 
 
@@ -163,17 +179,20 @@ class FinetuneTrainingSection(OptimisationSection):
     batch_size: PositiveInt  # examples of a step, over all ranks and micro-batches
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     warmup_share: Rate = 0.06  # of all steps
+    # After each of these epochs the learning rate falls to a tenth; none: it falls linearly to 0.
+    tenth_after: list[PositiveInt] = Field(default_factory=list)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     checkpoints_per_epoch: PositiveInt = 1  # evaluations as well
 
     def for_examples(self, count: int) -> TrainingSection:
         """The section in steps, for a training set of `count` examples."""
         steps = max(1, self.epochs * count // self.batch_size)
-        own = {"epochs", "batch_size", "warmup_share", "checkpoints_per_epoch"}
+        own = {"epochs", "batch_size", "warmup_share", "tenth_after", "checkpoints_per_epoch"}
         return TrainingSection(
             **self.model_dump(exclude=own),
             steps=steps,
             warmup_steps=int(self.warmup_share * steps),
+            tenth_after=[max(1, epoch * count // self.batch_size) for epoch in self.tenth_after],
             checkpoint_every=max(1, count // self.batch_size // self.checkpoints_per_epoch),
         )
 

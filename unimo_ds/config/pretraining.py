@@ -221,6 +221,7 @@ class TrainingSection(OptimisationSection):
 
     steps: PositiveInt
     warmup_steps: Count = 0
+    tenth_after: list[PositiveInt] = Field(default_factory=list)  # steps after which the learning rate falls to a tenth
     checkpoint_every: PositiveInt = 1000
 
 

@@ -1,6 +1,7 @@
 """Packs sequences into one stream: a `Batch`."""
 
 from collections.abc import Sequence as Items
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.data.sequences import IGNORED, Member, PackedText, Sequence
+from unimo_ds.data.store import RegionStore
 from unimo_ds.kernels.attention import tile_list
 from unimo_ds.regions import Regions, location_features
 
@@ -49,6 +51,7 @@ class Packer:
     def __init__(self, feature_width: int, max_regions: int) -> None:
         self._width, self._max_regions = feature_width, max_regions
         self._images: list[Regions] = []
+        self._stored: dict[tuple[Path, str], tuple[int, int]] = {}
         self._first_vector: list[int] = []
         self._vectors: list[Halves] = []
         self._boxes: list[Floats] = []
@@ -66,6 +69,16 @@ class Packer:
         self._add_vectors(features[:shown], boxes)
         self._images.append(regions)
         return len(self._images) - 1, shown
+
+    def show(self, store: RegionStore, key: str) -> tuple[int, int]:
+        """The number of a store's image and how many of its regions are shown; it is added when it is first asked for.
+
+        Raises:
+            DamagedRecordError: it cannot be read; nothing was added.
+        """
+        if (store.folder, key) not in self._stored:
+            self._stored[store.folder, key] = self.add_image(store.get(key))
+        return self._stored[store.folder, key]
 
     def add_pair(self, group: int) -> int:
         """Adds a pair of CMCL whose image has number `group`; returns the pair's number."""

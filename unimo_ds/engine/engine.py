@@ -21,9 +21,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(training: TrainingSection, step: int) -> float:
-    """Linear warm-up, then linear decay to 0: a pure function of the step (counted from 0)."""
+    """Linear warm-up, then linear decay to 0, or steps to a tenth: a pure function of the step (counted from 0)."""
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
+    if training.tenth_after:
+        return training.learning_rate * 0.1 ** sum(step >= after for after in training.tenth_after)
     return training.learning_rate * max(0, training.steps - step) / max(1, training.steps - training.warmup_steps)
 
 

@@ -41,6 +41,20 @@ class EntailmentHead(nn.Module):
         return scores_BC.float()
 
 
+class ScoreHead(nn.Module):
+    """Dropout and one number: how well an image and a text fit (unimo-spec, 7.3)."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.dropout = Dropout(model.dropout)
+        self.score = Linear(model.hidden_size, 1, model)
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """Scores, float32 [B]."""
+        scores_B: Tensor = self.score(self.dropout(pooled_BD)).float().squeeze(1)
+        return scores_B
+
+
 class AnswerHead(nn.Module):
     """UNITER's head of VQA (arXiv:1909.11740): twice the width, GELU, LayerNorm, answers. The paper does not say its own."""
 

@@ -36,10 +36,18 @@ def add_text(packer: Packer, tokens: Tokens, number: int) -> None:
     packer.add(View(text=joined(tokens.texts, tokens.limit), member=Member(number, Kind.ALONE)))
 
 
+def show_image(packer: Packer, example: Example) -> tuple[int | None, int]:
+    """The number of the example's image in a micro-batch, and how many regions it shows; None and 0 where it has none.
+
+    Raises:
+        DamagedRecordError: it cannot be read.
+    """
+    return (None, 0) if example.store is None or example.image is None else packer.show(example.store, example.image)
+
+
 def add_pair(packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
     """One sequence of an image and a text."""
-    assert example.store is not None and example.image is not None
-    image, shown = packer.add_image(example.store.get(example.image))
+    image, shown = show_image(packer, example)
     text = joined(tokens.texts, tokens.limit)
     packer.add(View(image=image, regions=shown, text=text, member=Member(number, Kind.PAIR)))
 

@@ -4,6 +4,7 @@ The order of examples is pre-training's (`unimo_ds.data.order`): a pure function
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -11,18 +12,19 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from unimo_ds import distributed
+from unimo_ds.batch import Batch
 from unimo_ds.config import TaskDataSection
 from unimo_ds.data.corpus import can_be_read
 from unimo_ds.data.loader import StepData
-from unimo_ds.data.order import Mixture, order
-from unimo_ds.data.packing import Packer
-from unimo_ds.data.plan import Item, share
+from unimo_ds.data.order import Draw, Mixture, generator, order
+from unimo_ds.data.packing import Packer, pack_alone
+from unimo_ds.data.plan import CANDIDATES, Item, share
 from unimo_ds.data.prepared import Rejects, batched
+from unimo_ds.data.sequences import Ints
 from unimo_ds.errors import DamagedRecordError, DataError
-from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
+from unimo_ds.tasks.classification import joined, show_image
+from unimo_ds.tasks.task import Example, Pairing, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import Tokenizer
-
-_EXAMPLES_AT_ONCE = 32  # of an evaluation
 
 
 class ExampleSet:
@@ -36,6 +38,9 @@ class ExampleSet:
         data: how much of an example is read.
         teach: examples to train on; else to be evaluated, and then those with a damaged image are left out at once.
         show: report what is left out.
+
+    Attributes:
+        images: a number for each example, the same for examples of one image.
 
     Raises:
         DataError: not one example can be used.
@@ -65,8 +70,9 @@ class ExampleSet:
         self._tokens = np.concatenate([np.zeros(0, np.int32), *encoded])
         self._offsets = np.cumsum([0, *map(len, encoded)])
         self._first_text = np.cumsum([0, *(len(self._texts(example)) for example in self.examples)])
-        counts: dict[tuple[int, str], int] = {}
-        self._image_rows = [_image_rows(example, data.max_regions, counts) for example in self.examples]
+        self._text_rows = np.array([self._rows_of_texts(number) for number in range(len(self.examples))])
+        images: dict[tuple[int, str], tuple[int, int]] = {}
+        self.images, self._image_rows = np.array([_image(example, data.max_regions, images) for example in self.examples]).T
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -81,31 +87,66 @@ class ExampleSet:
         target = texts.pop() if self._targets else None
         return Tokens(texts, target, self._data.max_text_tokens)
 
-    def positions(self, number: int) -> int:
-        """Rows of an example in the stream, at most."""
+    def _rows_of_texts(self, number: int) -> int:
         first, end = self._first_text[number : number + 2]
-        text = int(self._offsets[end] - self._offsets[first]) + 2 + int(end - first)
-        return min(text, (1 + self._targets) * self._data.max_text_tokens) + self._image_rows[number]
+        rows = int(self._offsets[end] - self._offsets[first]) + 2 + int(end - first)
+        return min(rows, (1 + self._targets) * self._data.max_text_tokens)
 
-    def pack(self, numbers: Sequence[int], feature_width: int, problems: list[str]) -> TaskBatch:
-        """The micro-batch of some examples; what is left out is added to `problems`."""
+    def positions(self, pairings: Sequence[Pairing]) -> int:
+        """Rows of some pairings in the stream, at most."""
+        return sum(int(self._image_rows[image_of] + self._text_rows[text_of]) for image_of, text_of in pairings)
+
+    def pack(self, groups: Sequence[tuple[int, Sequence[Pairing]]], feature_width: int, problems: list[str]) -> TaskBatch:
+        """The micro-batch that teaches some examples, each by its pairings; what is left out is added to `problems`."""
         packer = Packer(feature_width, self._data.max_regions)
         packed: list[Example] = []
-        for number in numbers:
-            example = self.examples[number]
+        for number, pairings in groups:
+            paired = [(self._paired(*pairing), self.tokens(pairing[1])) for pairing in pairings]
             try:
-                self.task.add(packer, example, self.tokens(number), len(packed))
+                for example, _ in paired:
+                    show_image(packer, example)
             except DamagedRecordError as error:
-                problems.append(f"{self.name}, example {example.name!r} left out: {error}")
-            else:
-                packed.append(example)
+                problems.append(f"{self.name}, example {self.examples[number].name!r} left out: {error}")
+                continue
+            for example, tokens in paired:
+                self.task.add(packer, example, tokens, len(packed))
+            packed.append(self.examples[number])
         return self.task.teach(packer.build(), packed)
 
-    def shares(self) -> Iterator[list[int]]:
-        """This rank's batches of an evaluation; examples of similar length together, as many batches on every rank."""
-        by_length = np.argsort([self.positions(number) for number in range(len(self))], kind="stable")
-        for places in distributed.shares(len(self), _EXAMPLES_AT_ONCE):
-            yield by_length[places].tolist() if places else []
+    def pack_asked(self, pairings: Sequence[Pairing], feature_width: int) -> Batch:
+        """The stream of some pairings that are to be answered, a sequence each.
+
+        Raises:
+            DamagedRecordError: an image cannot be read.
+        """
+        packer = Packer(feature_width, self._data.max_regions)
+        for place, (image_of, text_of) in enumerate(pairings):
+            self.task.add(packer, self._paired(image_of, text_of), self.tokens(text_of), place)
+        return packer.build()
+
+    def pack_alone(self, images_of: Sequence[int], texts_of: Sequence[int], feature_width: int) -> Batch:
+        """The stream of some examples' images, and of some examples' texts, each encoded alone."""
+        shown = [self.examples[number] for number in images_of]
+        regions = [each.store.get(each.image) for each in shown if each.store is not None and each.image is not None]
+        texts = [joined(tokens.texts, tokens.limit) for tokens in map(self.tokens, texts_of)]
+        return pack_alone(regions, texts, feature_width, self._data.max_regions)
+
+    def _paired(self, image_of: int, text_of: int) -> Example:
+        shown, said = self.examples[image_of], self.examples[text_of]
+        return said if image_of == text_of else replace(said, image=shown.image, store=shown.store)
+
+    def shares(self, asked_N2: Ints) -> Iterator[Ints]:
+        """This rank's batches of an evaluation, as places in `asked_N2`; as many batches on every rank.
+
+        Pairings of one image, and of similar length, are together: an image is read and projected once a batch.
+        """
+        image_of_N, text_of_N = asked_N2.T
+        rows_N = self._image_rows[image_of_N] + self._text_rows[text_of_N]
+        ordered_N = np.lexsort((self._text_rows[text_of_N], self.images[image_of_N], self._image_rows[image_of_N]))
+        ends_N = np.cumsum(rows_N[ordered_N])
+        budget = min(self._data.positions_per_micro_batch, -(-ends_N[-1] // distributed.world_size()))
+        batches = np.split(ordered_N, np.flatnonzero(np.diff((ends_N - 1) // budget)) + 1)
+        yield from distributed.dealt(batches, ordered_N[:0])
 
 
 def _readable(examples: Iterator[Example], rejects: Rejects) -> Iterator[Example]:
@@ -121,13 +162,14 @@ def _readable(examples: Iterator[Example], rejects: Rejects) -> Iterator[Example
         yield example
 
 
-def _image_rows(example: Example, max_regions: int, counts: dict[tuple[int, str], int]) -> int:
+def _image(example: Example, max_regions: int, known: dict[tuple[int, str], tuple[int, int]]) -> tuple[int, int]:
+    """A number of the example's image, and its rows; without an image both are 0."""
     if example.store is None or example.image is None:
-        return 0
+        return 0, 0
     key = (id(example.store), example.image)
-    if key not in counts:
-        counts[key] = 1 + min(example.store.count(example.image), max_regions)
-    return counts[key]
+    if key not in known:
+        known[key] = len(known), 1 + min(example.store.count(example.image), max_regions)
+    return known[key]
 
 
 class TaskSteps(Dataset[StepData[TaskBatch]]):
@@ -147,10 +189,14 @@ class TaskSteps(Dataset[StepData[TaskBatch]]):
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
 
     def __getitem__(self, step: int) -> StepData[TaskBatch]:
-        draws = order(self._seed, self._mixture, step)
-        items = [Item(draw, (), self._examples.positions(draw.index)) for draw in draws]
+        pairings = {draw: self._pairings(draw) for draw in order(self._seed, self._mixture, step)}
+        items = [Item(draw, (), self._examples.positions(each)) for draw, each in pairings.items()]
         mine = [ranks[self._rank] for ranks in share(items, self._world_size, self._budget)]
         problems: list[str] = []
-        numbers = [[item.draw.index for item in micro] for micro in mine]
-        batches = [self._examples.pack(micro, self._feature_width, problems) for micro in numbers]
+        groups = [[(item.draw.index, pairings[item.draw]) for item in micro] for micro in mine]
+        batches = [self._examples.pack(micro, self._feature_width, problems) for micro in groups]
         return StepData(step, batches, [item.draw for items in mine for item in items], problems)
+
+    def _pairings(self, draw: Draw) -> Sequence[Pairing]:
+        task, examples = self._examples.task, self._examples.examples
+        return task.pairings(draw.index, examples, generator(self._seed, draw, CANDIDATES))

@@ -6,12 +6,14 @@ from typing import Any
 from unimo_ds.config import (
     CaptioningSection,
     EntailmentSection,
+    RetrievalSection,
     SentencesSection,
     TaskSection,
     VqaSection,
     WritingSection,
 )
 from unimo_ds.tasks.entailment import Entailment
+from unimo_ds.tasks.retrieval import Retrieval
 from unimo_ds.tasks.sentences import Sentences
 from unimo_ds.tasks.task import Task
 from unimo_ds.tasks.vqa import Vqa, common_answers
@@ -37,6 +39,8 @@ def make_task(section: TaskSection, tokenizer: Tokenizer, facts: dict[str, Any] 
             return Entailment()
         case VqaSection():
             return Vqa(common_answers(section) if facts is None else facts["answers"])
+        case RetrievalSection():
+            return Retrieval(section)
         case CaptioningSection():
             return Captioning(section, tokenizer)
         case WritingSection():

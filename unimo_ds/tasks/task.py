@@ -8,23 +8,26 @@ Shape suffixes: see `unimo_ds.batch`; B examples, C classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unimo_ds import distributed
 from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection
-from unimo_ds.data.packing import Packer
+from unimo_ds.data.packing import Floats, Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.model.unimo import Unimo
 
 F = TypeVar("F")
+Pairing = tuple[int, int]  # numbers of two examples: whose image and whose texts make one sequence
+Vectors = Callable[[], tuple[Floats, Floats]]  # makes unit vectors of each example's image and text, each encoded alone
 
 
 @dataclass(frozen=True)
@@ -129,17 +132,18 @@ class Task(ABC, Generic[F]):
 
     @abstractmethod
     def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
-        """Adds the sequences of an example to a micro-batch.
+        """Adds the sequence of an example to a micro-batch.
 
         Args:
-            packer: of the micro-batch.
+            packer: of the micro-batch; its image was shown there.
             example: it.
             tokens: of its texts.
             number: of the example in the micro-batch.
-
-        Raises:
-            DamagedRecordError: its image cannot be read; nothing was added.
         """
+
+    def pairings(self, number: int, examples: Sequence[Example], rng: np.random.Generator) -> Sequence[Pairing]:
+        """What teaches example `number` of a set, each a sequence: by default its own image and texts."""
+        return [(number, number)]
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         """The stream of some examples with what is to be predicted."""
@@ -157,9 +161,17 @@ class Task(ABC, Generic[F]):
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """What each of the outputs costs, float32."""
 
+    def asked(self, examples: Sequence[Example], vectors: Vectors) -> Ints:
+        """The pairings that are answered to evaluate a set, [N, 2]: by default every example's own image and texts."""
+        return np.arange(len(examples)).repeat(2).reshape(-1, 2)
+
     def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> list[Any]:
-        """The answer to each example of a stream; every rank must call it as often."""
+        """The answer to each sequence of a stream; every rank must call it as often."""
         return list(self.output(unimo, head, batch).cpu().numpy())
+
+    def gathered(self, asked_N2: Ints, answers: list[Any], examples: Sequence[Example]) -> list[Any]:
+        """The answer to each example of a set, from the answers to what was asked."""
+        return answers
 
     @abstractmethod
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
@@ -195,5 +207,5 @@ class TaskModel(nn.Module):
         return share * distributed.world_size(), share.detach()[None]
 
     def answers(self, batch: Batch) -> list[Any]:
-        """The answer to each example of a stream (`Task.answers`)."""
+        """The answer to each sequence of a stream (`Task.answers`)."""
         return self._task.answers(self.unimo, self.head, batch)

@@ -26,7 +26,7 @@ from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.tasks.classification import joined
+from unimo_ds.tasks.classification import joined, show_image
 from unimo_ds.tasks.files import lines, read_json, text_of
 from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
@@ -55,9 +55,7 @@ class Writing(Task[F]):
         return nn.Identity()
 
     def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
-        image, shown = (None, 0)
-        if example.store is not None and example.image is not None:
-            image, shown = packer.add_image(example.store.get(example.image))
+        image, shown = show_image(packer, example)
         source = joined(tokens.texts, tokens.limit) if tokens.texts else None
         if tokens.target is None:
             packer.add(View(image=image, regions=shown, text=source))
@@ -96,7 +94,7 @@ class Captioning(Writing[CaptionFiles]):
 
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
-        for number, name, captions in _captioned(files, rejects):
+        for number, name, captions in captioned(files, rejects):
             key = files.images.format(name)
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
@@ -117,14 +115,15 @@ class Captioning(Writing[CaptionFiles]):
         return json.dumps([{"image_id": int(example.name), "caption": caption} for example, caption in pairs])
 
 
-def _captioned(files: CaptionFiles, rejects: Rejects) -> Iterator[tuple[str, str, list[str]]]:
-    """Number, file name and captions of each image."""
+def captioned(files: CaptionFiles, rejects: Rejects) -> Iterator[tuple[str, str, list[str]]]:
+    """Number, file name and captions of each image of COCO captions, or of Karpathy's split of COCO or Flickr30k."""
     images = read_json(files.path, "images")["images"]
     if files.splits:
         for place, image in enumerate(images):
             try:
                 if image["split"] in files.splits:
-                    yield str(image["cocoid"]), image["filename"], [text_of(each, "raw") for each in image["sentences"]]
+                    number = image["cocoid"] if "cocoid" in image else image["imgid"]  # of COCO; of Flickr30k
+                    yield str(number), image["filename"], [text_of(each, "raw") for each in image["sentences"]]
             except (KeyError, TypeError, ValueError) as error:
                 rejects(f"{files.path}: images[{place}]: {error}")
         return
