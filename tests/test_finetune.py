@@ -40,6 +40,7 @@ def numbers(folder: Path, name: str) -> list[tuple[int, float]]:
         ("similarity", "correlation", 0.9, 40),
         ("entailment", "accuracy", 0.9, 20),
         ("vqa", "accuracy", 0.95, 12),
+        ("retrieval", "mean_r1", 0.8, 30),
         ("captioning", "cider_d", 5.0, 16),
         ("writing", "rouge_l", 0.85, 24),
     ],
@@ -61,7 +62,7 @@ def tuned(inputs: Inputs) -> dict[str, Path]:
     """A short run of every family."""
     return {
         family: run(inputs, f"short_{family}", getattr(inputs, family)(), "data.workers=1", epochs=1)
-        for family in ("sentences", "entailment", "vqa", "captioning", "writing")
+        for family in ("sentences", "entailment", "vqa", "retrieval", "captioning", "writing")
     }
 
 
@@ -78,6 +79,9 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
     answers = json.loads(vqa.read_text())
     assert [answer["question_id"] for answer in answers] == list(range(20))
     assert {answer["answer"] for answer in answers} <= set(ANSWERS)
+    (retrieval,) = predict_sets(tuned["retrieval"], tmp_path / "retrieval", [])
+    rows = [json.loads(line) for line in retrieval.read_text().splitlines()]
+    assert all(len(row["found"]) == 4 and row["image"] in row["found"] for row in rows) and len(rows) == 4
     (captioning,) = predict_sets(tuned["captioning"], tmp_path / "captioning", [])
     assert all(type(each["image_id"]) is int and type(each["caption"]) is str for each in json.loads(captioning.read_text()))
     (writing,) = predict_sets(tuned["writing"], tmp_path / "writing", [])

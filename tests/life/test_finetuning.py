@@ -30,6 +30,7 @@ def logged(folder: Path, key: str) -> list[float]:
         ("sentences", "accuracy"),
         ("entailment", "accuracy"),
         ("vqa", "accuracy"),
+        ("retrieval", "mean_r1"),
         ("captioning", "cider_d"),
         ("writing", "rouge_l"),
     ],

@@ -97,6 +97,14 @@ class Inputs:
         }
         return {"family": "vqa", "train": [files["train"]], "dev": {"dev": files["dev"]}}
 
+    def retrieval(self) -> dict[str, Any]:
+        """Captions, each of one noun; among those to be found there is one image of each."""
+        files = {
+            name: {"path": str(self.folder / f"{name}_flickr.json"), "splits": [name], "regions": str(self.folder / "regions")}
+            for name in ("train", "dev")
+        }
+        return {"family": "retrieval", "negatives": 3, "train": files["train"], "dev": {"dev": files["dev"]}}
+
     def captioning(self) -> dict[str, Any]:
         """A caption names an image's noun and its colour."""
         files = {
@@ -171,6 +179,11 @@ def _write_set(folder: Path, name: str, count: int, rng: np.random.Generator) ->
     told = [
         {"image_id": image, "caption": f"A {NOUNS[image % len(NOUNS)]} is {ANSWERS[image % len(NOUNS)]}."} for image in images
     ]
+    flickr = [
+        {"imgid": image, "filename": f"{image}.jpg", "split": name, "sentences": [{"raw": f"The {NOUNS[image % len(NOUNS)]}."}]}
+        for image in (sorted(set(images)) if name == "train" else {image % len(NOUNS): image for image in images}.values())
+    ]
+    (folder / f"{name}_flickr.json").write_text(json.dumps({"images": flickr, "dataset": "flickr30k"}))
     (folder / f"{name}_captions.json").write_text(json.dumps({"images": listed, "annotations": told}))
     texts = [{"source": f"The {NOUNS[noun]} is here.", "target": f"It is {ANSWERS[noun]}."} for noun in nouns]
     (folder / f"writing_{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))

@@ -175,7 +175,7 @@ class TaskDataSection(Section):
 class FinetuneTrainingSection(OptimisationSection):
     """Optimisation of a run whose length is given in epochs (unimo-spec, 7.0)."""
 
-    epochs: PositiveInt
+    epochs: Annotated[float, Field(gt=0)]
     batch_size: PositiveInt  # examples of a step, over all ranks and micro-batches
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     warmup_share: Rate = 0.06  # of all steps
@@ -186,7 +186,7 @@ class FinetuneTrainingSection(OptimisationSection):
 
     def for_examples(self, count: int) -> TrainingSection:
         """The section in steps, for a training set of `count` examples."""
-        steps = max(1, self.epochs * count // self.batch_size)
+        steps = max(1, int(self.epochs * count / self.batch_size))
         own = {"epochs", "batch_size", "warmup_share", "tenth_after", "checkpoints_per_epoch"}
         return TrainingSection(
             **self.model_dump(exclude=own),

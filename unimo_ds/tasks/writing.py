@@ -116,7 +116,11 @@ class Captioning(Writing[CaptionFiles]):
 
 
 def captioned(files: CaptionFiles, rejects: Rejects) -> Iterator[tuple[str, str, list[str]]]:
-    """Number, file name and captions of each image of COCO captions, or of Karpathy's split of COCO or Flickr30k."""
+    """Number, file name and captions of each image of COCO captions, or of Karpathy's split of COCO or Flickr30k.
+
+    Raises:
+        DataError: the file is of neither form, or its splits are not chosen.
+    """
     images = read_json(files.path, "images")["images"]
     if files.splits:
         for place, image in enumerate(images):
@@ -127,6 +131,8 @@ def captioned(files: CaptionFiles, rejects: Rejects) -> Iterator[tuple[str, str,
             except (KeyError, TypeError, ValueError) as error:
                 rejects(f"{files.path}: images[{place}]: {error}")
         return
+    if any(isinstance(image, dict) and "split" in image for image in images[:1]):
+        raise DataError(f"{files.path}: holds several splits; say with `splits` which of them the set is: [train], say")
     captions: dict[int, list[str]] = {}
     for place, annotation in enumerate(read_json(files.path, "annotations")["annotations"]):
         try:
