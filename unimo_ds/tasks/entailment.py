@@ -13,11 +13,12 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
+from unimo_ds.files import text_of
 from unimo_ds.metrics.classification import accuracy
 from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
-from unimo_ds.tasks.files import lines, text_of
+from unimo_ds.tasks.files import lines
 from unimo_ds.tasks.task import Example, Task, Tokens
 
 _CLASSES = ("entailment", "neutral", "contradiction")

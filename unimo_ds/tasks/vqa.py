@@ -24,11 +24,11 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
+from unimo_ds.files import read_json, text_of
 from unimo_ds.metrics.answers import normalize_vqa_answer, vqa_accuracy, vqa_soft_targets
 from unimo_ds.model.task_heads import AnswerHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import add_pair, pooled_image, pooled_text
-from unimo_ds.tasks.files import read_json, text_of
 from unimo_ds.tasks.task import Example, Task, Tokens
 
 

@@ -21,13 +21,14 @@ from unimo_ds.data.sequences import FIRST_WORD, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
+from unimo_ds.files import read_json, text_of
 from unimo_ds.metrics.captions import caption_scores
 from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import joined
-from unimo_ds.tasks.files import lines, read_json, text_of
+from unimo_ds.tasks.files import lines
 from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
