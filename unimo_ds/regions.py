@@ -4,6 +4,7 @@ Shape suffixes: R regions, K kept classes of the distribution, F feature width.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class Regions:
 
     def only(self, chosen: slice | npt.NDArray[np.integer]) -> "Regions":
         """Some of the regions, in the order that they are named in."""
-        parts = {name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+        parts: dict[str, Any] = {name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
         return replace(self, **parts)
 
 

@@ -15,7 +15,7 @@ from unimo_ds.errors import ConfigError, DataError, UnimoError
 from unimo_ds.region_tools.page import PageImage, render_page
 from unimo_ds.regions import Regions
 from unimo_ds.vision.drawing import draw_regions, font_for, resize_regions
-from unimo_ds.vision.pictures import fit, picture_of
+from unimo_ds.vision.pictures import check_folder, fit, picture_of
 
 _MOST_DRAWN = 12  # regions in a picture, unless told otherwise; a page holds all
 _SMALLEST, _LARGEST, _TILE = 800, 1600, 480  # pixels of the longer side: a drawn picture, one tile of a sheet
@@ -65,8 +65,7 @@ def show_regions(
         DataError: the store has no such image; names the nearest keys.
         StoreError: no finished store, or the record is damaged.
     """
-    if images is not None and not images.is_dir():
-        raise ConfigError(f"--images {images}: is no folder; expected the one below which the picture files are")
+    check_folder(images)
     store = RegionStore(folder)
     chosen = [key] if key is not None else _choose(store, count, seed)
     path = out or Path(f"{PurePosixPath(key).stem}-regions.png" if key is not None else "regions.html")

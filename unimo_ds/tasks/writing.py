@@ -22,14 +22,16 @@ from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
 from unimo_ds.files import read_json, text_of
-from unimo_ds.metrics.captions import caption_scores
+from unimo_ds.metrics.captions import caption_scores, cider_d_each
+from unimo_ds.metrics.java import Program, program_scores
+from unimo_ds.metrics.ptb import tokenize
 from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.files import lines
-from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
+from unimo_ds.tasks.task import Example, Judged, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
 F = TypeVar("F")
@@ -112,6 +114,17 @@ class Captioning(Writing[CaptionFiles]):
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return caption_scores(answers, [example.label for example in examples])
 
+    def further_scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """METEOR and SPICE."""
+        return program_scores(["meteor", "spice"], answers, [example.label for example in examples])
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """CIDEr-D of each caption, with the frequencies of the whole set."""
+        labels = [example.label for example in examples]
+        words = [tokenize(answer) for answer in answers]
+        worths = cider_d_each(words, [[tokenize(caption) for caption in captions] for captions in labels])
+        return [Judged(*each) for each in zip(answers, map("\n".join, labels), worths, strict=True)]
+
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """COCO's results: `image_id` and `caption`."""
         pairs = zip(examples, answers, strict=True)
@@ -162,8 +175,20 @@ class TextWriting(Writing[TextFiles]):
                 yield Example(str(number), (source,), label=target or None)
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
-        labels = [example.label for example in examples]
+        return self._scores(answers, [example.label for example in examples])
+
+    def _scores(self, answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
         return rouge(answers, labels) if self._metric == "rouge" else caption_scores(answers, [[label] for label in labels])
+
+    def further_scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """METEOR of questions."""
+        programs: list[Program] = ["meteor"] if self._metric == "bleu" else []
+        return program_scores(programs, answers, [[example.label] for example in examples])
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """The set's chief score, of each text alone."""
+        pairs = [(answer, example.label) for answer, example in zip(answers, examples, strict=True)]
+        return [Judged(answer, label, self._scores([answer], [label])[self.chosen_by]) for answer, label in pairs]
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """A line each, in the order of the set."""

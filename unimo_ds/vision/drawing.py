@@ -138,7 +138,9 @@ def draw_regions(
 def draw_surest(
     image: Image.Image, regions: Regions, class_names: Sequence[str], attribute_names: Sequence[str]
 ) -> tuple[Image.Image, str]:
-    """As `draw_regions`, the best regions of those that are sure enough (the very best one if none is), and how many they are.
+    """As `draw_regions`, the best regions of those that are sure enough, and in words how many they are.
+
+    The very best one if none is; without classes, nobody can say.
 
     Args:
         image: of any size; regions are resized to it.
@@ -147,7 +149,8 @@ def draw_surest(
     """
     probability_R = np.where(regions.class_ids_RK != BACKGROUND, regions.class_probabilities_RK, 0).max(axis=1, initial=0)
     sure = np.flatnonzero(probability_R >= SURE)[:_MOST_SURE]
-    shown = regions.only(sure if len(sure) else slice(1))
+    classless = regions.class_ids_RK.shape[1] == 0
+    shown = regions.only(sure if len(sure) else slice(_MOST_SURE if classless else 1))
     placed = resize_regions(shown, image.width, image.height)
     drawn = draw_regions(image, placed, class_names, attribute_names, most=len(shown))
     return drawn, f"{len(shown)} of {len(regions)} regions drawn"

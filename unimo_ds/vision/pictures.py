@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from unimo_ds.errors import ConfigError
 from unimo_ds.regions import Regions
 
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPEG")  # tried behind a key: published features name images without
@@ -22,6 +23,12 @@ class Picture:
     problem: str = ""
     width: int = 4
     height: int = 3
+
+
+def check_folder(images: Path | None) -> None:
+    """Raises ConfigError where `--images` is given and is no folder."""
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images}: is no folder; expected the one below which the picture files are")
 
 
 def open_picture(root: Path, key: str) -> Image.Image | Picture:
