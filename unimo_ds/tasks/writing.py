@@ -1,8 +1,8 @@
 """Texts that are generated: captions of images, and texts of texts (unimo-spec, 7.2 and 7.5).
 
-A training example is an image or `[CLS] source [SEP]`, which all rows see, and then `[CLS] target [SEP]`, each row of which
-sees what is before it and predicts the next word; the loss is the mean over all words of a step, with smoothed labels. To be
-evaluated, the target is searched for by `model.generation`.
+A training example is an image, with object tags or without, or `[CLS] source [SEP]`, which all rows see, and then
+`[CLS] target [SEP]`, each row of which sees what is before it and predicts the next word; the loss is the mean over all words
+of a step, with smoothed labels. To be evaluated, the target is searched for by `model.generation`.
 """
 
 import json
@@ -17,10 +17,10 @@ from unimo_ds.batch import Batch, Target
 from unimo_ds.config import CaptionFiles, CaptioningSection, MaskingSection, ModelSection, TextFiles, WritingSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import FIRST_WORD, ViewMaker, with_targets
+from unimo_ds.data.sequences import FIRST_WORD, PackedText, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
-from unimo_ds.errors import DataError
+from unimo_ds.errors import DamagedRecordError, DataError
 from unimo_ds.files import read_json, text_of
 from unimo_ds.metrics.captions import caption_scores, cider_d_each
 from unimo_ds.metrics.java import Program, program_scores
@@ -31,6 +31,7 @@ from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.files import lines
+from unimo_ds.tasks.object_tags import expect_names, object_tags, packed_tags
 from unimo_ds.tasks.task import Example, Judged, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
@@ -61,13 +62,17 @@ class Writing(Task[F]):
         image, shown = (None, 0)
         if example.store is not None and example.image is not None:
             image, shown = packer.add_image(example.store.get(example.image))
-        source = joined(tokens.texts, tokens.limit) if tokens.texts else None
+        source = self.source(tokens) if tokens.texts else None
         if tokens.target is None:
             packer.add(View(image=image, regions=shown, text=source))
             return
         target = self._views.generated_text(tokens.target[: self._longest_target - 2])
         text = target if source is None else with_targets(source, target)
         packer.add(View(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
+
+    def source(self, tokens: Tokens) -> PackedText:
+        """What of an example's texts is seen before the target."""
+        return joined(tokens.texts, tokens.limit)
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         return TaskBatch(packed, self.targets(examples), len(packed.language_rows_M))
@@ -97,19 +102,33 @@ class Captioning(Writing[CaptionFiles]):
     chosen_by = "cider_d"
     ending = ".json"
 
+    def __init__(self, section: CaptioningSection, tokenizer: Tokenizer) -> None:
+        super().__init__(section, tokenizer)
+        self._tags = section.object_tags
+
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
+        if self._tags is not None:
+            expect_names(store)
         for number, name, captions in _captioned(files, rejects):
             key = files.images.format(name)
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
-            elif teach:
+                continue
+            try:
+                tags = () if self._tags is None else object_tags(store, key, self._tags)
+            except (ValueError, DamagedRecordError) as error:
+                rejects(f"{files.path}: {error}")
+                continue
+            if teach:
                 for caption in captions:
-                    yield Example(number, (), key, store, target=caption)
-            elif captions:
-                yield Example(number, (), key, store, label=captions)
+                    yield Example(number, tags, key, store, target=caption)
             else:
-                yield Example(number, (), key, store)
+                yield Example(number, tags, key, store, label=captions or None)
+
+    def source(self, tokens: Tokens) -> PackedText:
+        assert self._tags is not None
+        return packed_tags(tokens.texts[0], min(self._tags.most_tokens, tokens.limit))
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return caption_scores(answers, [example.label for example in examples])
