@@ -82,7 +82,7 @@ def test_coco_captions(inputs: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"images": [\n{"id": 1', r"captions\.json:2: is not valid JSON"),
-        (b'{"pictures": []}', "not COCO captions: needs images"),
+        (b'{"pictures": []}', "expected an object with the lists images, annotations"),
         (b"\xff\xfe", "is not UTF-8"),
         (b'{"images": [], "annotations": []}', "not one usable record"),
     ],

@@ -34,7 +34,9 @@ def retrieval(**settings: Any) -> Retrieval:
 def examples(images: int = 6, captions: int = 2) -> list[Example]:
     """Two captions an image, the second ones behind all the first ones."""
     return [
-        Example(str(image), (f"{image}.{caption}",), str(image), STORE) for caption in range(captions) for image in range(images)
+        Example(str(image), (f"{image}.{caption}",), str(image), STORE)
+        for caption in range(captions)
+        for image in range(images)
     ]
 
 
@@ -132,6 +134,14 @@ def test_an_image_that_was_not_asked_for_is_not_found() -> None:
     answers = [np.array([-np.inf, 1.0, 0.0]), np.array([0.5, -np.inf, -np.inf]), np.array([0.0, -np.inf, 2.0])]
     scores = retrieval().score(answers, items)
     assert scores["t2i_r1"] == pytest.approx(1 / 3)
+
+
+def test_a_caption_is_judged_by_the_place_of_its_image() -> None:
+    items = examples(3, 1)
+    answers = [np.array([0.0, 2.0, 1.0]), np.array([0.0, 2.0, 2.0]), np.array([-np.inf, -np.inf, 2.0])]
+    judged = retrieval().judge(answers, items)
+    assert [each.worth for each in judged] == [pytest.approx(1 / 3), 0.5, 1.0], "a tie counts against it"
+    assert judged[0].answer == "1; the true one comes as number 3 of 3" and judged[0].truth == "0"
 
 
 def test_images_of_other_stores_are_told_apart(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.errors import DataError
+from unimo_ds.files import read_json, text_of
 
 Reject = Callable[[str], None]  # called with "file:line: reason"
 
@@ -39,22 +40,16 @@ def read_records(path: Path, file_format: str, pairs: bool, reject: Reject) -> I
         yield from readers[file_format](Path(path), pairs, reject)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason}); convert it first") from error
 
 
 def _coco_captions(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
     """COCO captions JSON: `images` with id and file_name, `annotations` with image_id and caption."""
-    text = path.read_text(encoding="utf-8-sig")
+    content = read_json(path, "images", "annotations")
     try:
-        content = json.loads(text)
         files = {image["id"]: image["file_name"] for image in content["images"]}
-        annotations = list(content["annotations"])
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno})") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:  # the last two: absurd numbers, absurd nesting
-        raise DataError(f"{path}: not COCO captions: needs images[id, file_name] and annotations ({error!r})") from error
-    for number, annotation in enumerate(annotations):
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not COCO captions: an image needs id and file_name ({error!r})") from error
+    for number, annotation in enumerate(content["annotations"]):
         try:
             yield _coco_record(annotation, files)
         except ValueError as error:
@@ -62,16 +57,12 @@ def _coco_captions(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
 
 
 def _coco_record(annotation: Any, files: dict[Any, Any]) -> Record:
-    if not isinstance(annotation, dict):
-        raise ValueError(f"expected an object, found {type(annotation).__name__}")
-    caption, number = annotation.get("caption"), annotation.get("image_id")
-    if not isinstance(caption, str) or not caption.strip():
-        raise ValueError(f"caption is {caption!r}, expected a text")
+    caption, number = text_of(annotation, "caption"), annotation.get("image_id")
     image = files.get(number) if isinstance(number, int | str) else None
     if not isinstance(image, str):
         raise ValueError(f"image_id {number!r} is not among the images of this file")
-    _check_encodable(caption, image)
-    return Record(caption.strip(), image)
+    image.encode()  # as in `text_of`
+    return Record(caption, image)
 
 
 def _json_lines(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
@@ -87,19 +78,10 @@ def _json_lines(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:
 
 
 def _record_of(content: Any, pairs: bool) -> Record:
-    if not isinstance(content, dict):
-        raise ValueError(f"expected an object, found {type(content).__name__}")
-    for key in ("text", "image") if pairs else ("text",):
-        if not isinstance(content.get(key), str) or not content[key].strip():
-            raise ValueError(f"{key!r} is {content.get(key)!r}, expected a text")
-        _check_encodable(content[key])
-    return Record(content["text"].strip(), content["image"] if pairs else None)
-
-
-def _check_encodable(*texts: str) -> None:
-    """JSON can spell half of a surrogate pair, which is no character: neither a tokenizer nor a store takes it."""
-    for text in texts:
-        text.encode()  # UnicodeEncodeError is a ValueError
+    text = text_of(content, "text")
+    if pairs:
+        text_of(content, "image")  # a key is taken as it stands, space and all
+    return Record(text, content["image"] if pairs else None)
 
 
 def _plain_text(path: Path, pairs: bool, reject: Reject) -> Iterator[Record]:

@@ -3,6 +3,8 @@
 Shape suffixes: B examples, D hidden width, C classes.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,4 +69,4 @@ class AnswerHead(nn.Module):
     def forward(self, pooled_BD: Tensor) -> Tensor:
         """Scores, float32 [B, C]."""
         scores_BC: Tensor = self.answers(self.norm(F.gelu(self.expand(pooled_BD))))
-        return scores_BC.float()
+        return scores_BC.float() - math.log(self.answers.out_features)

@@ -13,12 +13,13 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
+from unimo_ds.files import text_of
 from unimo_ds.metrics.classification import accuracy
 from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
-from unimo_ds.tasks.files import lines, text_of
-from unimo_ds.tasks.task import Example, Task, Tokens
+from unimo_ds.tasks.files import lines
+from unimo_ds.tasks.task import Example, Judged, Task, Tokens
 
 _CLASSES = ("entailment", "neutral", "contradiction")
 
@@ -69,6 +70,9 @@ class Entailment(Task[EntailmentFiles]):
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return {"accuracy": accuracy(np.argmax(answers, axis=1), np.array([example.label for example in examples]))}
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        return self._classes.judge(answers, examples)
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """JSON Lines with SNLI-VE's own `pairID`."""

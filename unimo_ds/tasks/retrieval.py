@@ -28,7 +28,7 @@ from unimo_ds.metrics.ranking import recall_at
 from unimo_ds.model.task_heads import ScoreHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import add_pair, pooled_image, pooled_text
-from unimo_ds.tasks.task import Example, Pairing, Task, Tokens, Vectors
+from unimo_ds.tasks.task import Example, Judged, Pairing, Task, Tokens, Vectors
 from unimo_ds.tasks.writing import captioned
 
 _RANKS = (1, 5, 10)
@@ -115,6 +115,18 @@ class Retrieval(Task[CaptionFiles]):
         sides = {"t2i": (scores_EJ, right_EJ), "i2t": (scores_EJ.T, right_EJ.T)}
         found = {f"{name}_r{most}": recall_at(*side, most) for name, side in sides.items() for most in _RANKS}
         return {**found, "mean_r1": (found["t2i_r1"] + found["i2t_r1"]) / 2}
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """A caption's own image among all, by its place: worth 1 over it, as in the mean reciprocal rank."""
+        images_J, image_E = _images_of(examples)
+        judged = []
+        for scores_J, own, example in zip(answers, image_E, examples, strict=True):
+            place = 1 + int((np.delete(scores_J, own) >= scores_J[own]).sum())
+            first = examples[images_J[np.argmax(scores_J)]].image
+            judged.append(
+                Judged(f"{first}; the true one comes as number {place} of {len(images_J)}", str(example.image), 1 / place)
+            )
+        return judged
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """JSON Lines: each caption with the images that it finds, best first."""
