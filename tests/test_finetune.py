@@ -42,6 +42,7 @@ def numbers(folder: Path, name: str) -> list[tuple[int, float]]:
         ("vqa", "accuracy", 0.95, 12),
         ("captioning", "cider_d", 5.0, 16),
         ("writing", "rouge_l", 0.85, 24),
+        ("dialogue", "f1", 0.9, 12),
     ],
 )
 def test_every_family_learns_and_is_worth_the_same_when_opened_again(
@@ -61,7 +62,7 @@ def tuned(inputs: Inputs) -> dict[str, Path]:
     """A short run of every family."""
     return {
         family: run(inputs, f"short_{family}", getattr(inputs, family)(), "data.workers=1", epochs=1)
-        for family in ("sentences", "entailment", "vqa", "captioning", "writing")
+        for family in ("sentences", "entailment", "vqa", "captioning", "writing", "dialogue")
     }
 
 
@@ -82,6 +83,10 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
     assert all(type(each["image_id"]) is int and type(each["caption"]) is str for each in json.loads(captioning.read_text()))
     (writing,) = predict_sets(tuned["writing"], tmp_path / "writing", [])
     assert writing.name == "dev.txt" and len(writing.read_text().splitlines()) == 20
+    (dialogue,) = predict_sets(tuned["dialogue"], tmp_path / "dialogue", [])
+    rows = json.loads(dialogue.read_text())
+    assert [(row["id"], row["turn_id"]) for row in rows] == [(f"story {n}", turn) for n in range(20) for turn in (1, 2)]
+    assert all(type(row["answer"]) is str for row in rows)
 
 
 def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path], tmp_path: Path) -> None:

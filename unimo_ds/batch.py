@@ -76,6 +76,7 @@ class Batch:
         attention_tiles_N4: int32, the sequences cut into tiles of 64 rows, the longest work first: for each tile its sequence's
             first row, length and prefix, and its own first row inside the sequence (`kernels.attention.tile_list`).
         token_ids_W, token_positions_W, token_rows_W: each text token's id, position id and row of the stream.
+        token_voices_W2: who says it in a dialogue, and how many utterances ago (`model.embeddings.VoiceEmbedding`); else 0, 0.
         features_RF: float16 region vectors as stored, the [IMG] means among them; the model converts them where it computes.
         boxes_R5: float32 location features.
         region_sources_L, region_rows_L: which vector is shown at which row of the stream.
@@ -96,6 +97,7 @@ class Batch:
     token_ids_W: Tensor
     token_positions_W: Tensor
     token_rows_W: Tensor
+    token_voices_W2: Tensor
     features_RF: Tensor
     boxes_R5: Tensor
     region_sources_L: Tensor

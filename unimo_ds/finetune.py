@@ -28,6 +28,8 @@ from unimo_ds.tokenizer import Tokenizer
 from unimo_ds.training_run import Interval, TrainingRun, go_on_from
 from unimo_ds.training_run import start as start_run
 
+_NEW_AT_FINE_TUNING = ("head.", "unimo.embedding.text.voice.")  # parameters that a start may lack
+
 
 @dataclass(frozen=True)
 class Start:
@@ -161,6 +163,8 @@ def build_model(task: Task[Any], model: ModelSection) -> TaskModel:
     """The model with a task's head, and with those of its own that the task reads."""
     unimo = Unimo(model)
     unimo.keep_heads(task.heads)
+    if task.voices:
+        unimo.add_voices(model)
     return TaskModel(unimo, task, model)
 
 
@@ -176,7 +180,7 @@ def _fitting_weights(task: Task[Any], start: Start) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         wanted = {name: parameter.shape for name, parameter in build_model(task, start.model).named_parameters()}
     fitting = {name: weights[name] for name, shape in wanted.items() if name in weights and weights[name].shape == shape}
-    lacking = [name for name in wanted if name not in fitting and not name.startswith("head.")]
+    lacking = [name for name in wanted if name not in fitting and not name.startswith(_NEW_AT_FINE_TUNING)]
     if lacking:
         raise CheckpointError(
             f"init = {start.checkpoint}: lacks {', '.join(lacking[:3])}{' and others' if len(lacking) > 3 else ''}: it was "

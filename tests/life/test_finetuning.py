@@ -32,6 +32,7 @@ def logged(folder: Path, key: str) -> list[float]:
         ("vqa", "accuracy"),
         ("captioning", "cider_d"),
         ("writing", "rouge_l"),
+        ("dialogue", "f1"),
     ],
 )
 def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str, score: str) -> None:

@@ -42,6 +42,9 @@ def embed(batch: Batch, weights: Weights) -> Tensor:
         weights["embedding.text.word.weight"][batch.token_ids_W]
         + weights["embedding.text.position.weight"][batch.token_positions_W]
     )
+    if "embedding.text.voice.role.weight" in weights:
+        text = text + weights["embedding.text.voice.role.weight"][batch.token_voices_W2[:, 0]]
+        text = text + weights["embedding.text.voice.turn.weight"][batch.token_voices_W2[:, 1]]
     for row, vector in zip(batch.token_rows_W.tolist(), layer_norm(text, weights, "embedding.text.norm"), strict=True):
         rows[row] = vector
     for source, row, hidden in zip(

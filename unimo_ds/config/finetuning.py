@@ -57,6 +57,12 @@ class TextFiles(Section):
     target: str = "target"  # key of the target: `highlights` of CNN/DailyMail
 
 
+class DialogueFiles(Section):
+    """A set of dialogues about stories."""
+
+    path: Path  # CoQA's JSON, or the original release's ids (docs/tasks.md)
+
+
 class DecodingSection(Section):
     """How texts are searched for (unimo-spec, 7.2)."""
 
@@ -141,8 +147,21 @@ class WritingSection(Section):
     decoding: DecodingSection
 
 
+class DialogueSection(Section):
+    """The next answer in a dialogue about a story: CoQA (unimo-spec, 7.2)."""
+
+    family: Literal["dialogue"]
+    train: DialogueFiles
+    dev: Annotated[dict[SetName, DialogueFiles], AtLeastOne]
+    test: dict[SetName, DialogueFiles] = Field(default_factory=dict)
+    max_target_tokens: Annotated[int, Field(ge=3)] = 32  # with [CLS] and [SEP]
+    label_smoothing: Rate = 0.1
+    decoding: DecodingSection = DecodingSection(beams=3, longest=30, length_penalty=0.0)
+
+
 TaskSection = Annotated[
-    SentencesSection | EntailmentSection | VqaSection | CaptioningSection | WritingSection, Field(discriminator="family")
+    SentencesSection | EntailmentSection | VqaSection | CaptioningSection | WritingSection | DialogueSection,
+    Field(discriminator="family"),
 ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.attention import Sequences
-from unimo_ds.model.embeddings import StreamEmbedding
+from unimo_ds.model.embeddings import StreamEmbedding, VoiceEmbedding
 from unimo_ds.model.heads import LanguageHead, MatchingHead, Pooler, RegionHead, Temperature
 from unimo_ds.model.transformer import AttendInLayer, Transformer
 
@@ -67,6 +67,10 @@ class Unimo(nn.Module):
         for name, _ in list(self.named_children()):
             if name not in ("embedding", "transformer", *heads):
                 setattr(self, name, None)
+
+    def add_voices(self, model: ModelSection) -> None:
+        """Adds the role and turn embeddings of dialogues, which pre-training does not have."""
+        self.embedding.text.voice = VoiceEmbedding(model)
 
     def encode(self, batch: Batch, attend: AttendInLayer | None = None) -> Tensor:
         """The hidden states of the stream, [T, D]; `attend` as in `forward`."""

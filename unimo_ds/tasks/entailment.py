@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,38 +19,44 @@ from unimo_ds.metrics.classification import accuracy
 from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
-from unimo_ds.tasks.files import lines
+from unimo_ds.tasks.files import lines, opening
+from unimo_ds.tasks.id_files import Hypothesis, read_id_hypotheses
 from unimo_ds.tasks.task import Example, Task, Tokens
+from unimo_ds.tokenizer import Tokenizer
 
 _CLASSES = ("entailment", "neutral", "contradiction")
 
 
 class Entailment(Task[EntailmentFiles]):
-    """SNLI-VE."""
+    """SNLI-VE.
+
+    Args:
+        tokenizer: of the run; for the release's files, which hold ids.
+    """
 
     heads = ("text_pooler", "image_pooler")
     chosen_by = "accuracy"
     ending = ".jsonl"
 
-    def __init__(self) -> None:
-        self._classes = Classes(_CLASSES)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._classes = tokenizer, Classes(_CLASSES)
 
     def read(self, files: EntailmentFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
-        for number, line in lines(files.path, rejects):
+        is_json = opening(files.path).startswith("{")
+        for row in _json_rows(files.path, rejects) if is_json else read_id_hypotheses(files.path, self._tokenizer, rejects):
             try:
-                yield self._example(json.loads(line), files, store)
-            except (ValueError, RecursionError, DataError) as error:  # an error of JSON is a ValueError
-                rejects(f"{files.path}:{number}: {error}: {line[:60]!r}")
+                yield self._example(row, files, store)
+            except (ValueError, DataError) as error:
+                rejects(f"{row.place}: {error}")
 
-    def _example(self, content: Any, files: EntailmentFiles, store: RegionStore) -> Example:
-        image = files.images.format(text_of(content, "Flickr30K_ID"))
+    def _example(self, row: Hypothesis, files: EntailmentFiles, store: RegionStore) -> Example:
+        image = files.images.format(row.image)
         if image not in store:
             raise ValueError(f"image {image!r} has no regions in {store.folder}")
-        label = content.get("gold_label")
-        name = str(content.get("pairID", ""))
-        number = None if label in (None, "") else self._classes.number(str(label))
-        return Example(name, (text_of(content, "sentence2"),), image, store, number)
+        # The release does not tell whether its files have names or numbers; a number is taken as the place among the names.
+        label = dict(enumerate(_CLASSES)).get(int(row.label), row.label) if row.label.isdecimal() else row.label
+        return Example(row.name, (row.text,), image, store, self._classes.number(label) if label else None)
 
     def build_head(self, model: ModelSection) -> nn.Module:
         return EntailmentHead(model, len(_CLASSES))
@@ -76,3 +83,15 @@ class Entailment(Task[EntailmentFiles]):
         chosen = self._classes.chosen(answers)
         rows = (json.dumps({"pairID": item.name, "prediction": label}) for item, label in zip(examples, chosen, strict=True))
         return "".join(f"{row}\n" for row in rows)
+
+
+def _json_rows(path: Path, rejects: Rejects) -> Iterator[Hypothesis]:
+    """The rows of SNLI-VE's JSON Lines."""
+    for number, line in lines(path, rejects):
+        place = f"{path}:{number}"
+        try:
+            content = json.loads(line)
+            image, text = text_of(content, "Flickr30K_ID"), text_of(content, "sentence2")
+            yield Hypothesis(place, image, str(content.get("pairID", "")), str(content.get("gold_label") or ""), text)
+        except (ValueError, RecursionError) as error:  # an error of JSON is a ValueError
+            rejects(f"{place}: {error}: {line[:60]!r}")

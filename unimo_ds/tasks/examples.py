@@ -18,7 +18,7 @@ from unimo_ds.data.order import Mixture, order
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.plan import Item, share
 from unimo_ds.data.prepared import Rejects, batched
-from unimo_ds.errors import DamagedRecordError, DataError
+from unimo_ds.errors import ConfigError, DamagedRecordError, DataError
 from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import Tokenizer
 
@@ -60,8 +60,10 @@ class ExampleSet:
         if not self.examples:
             raise DataError(f"{name}: not one example can be used" + "".join(f"; {reason}" for reason in rejects.reasons[:1]))
         self._targets = int(teach and any(example.target for example in self.examples))  # texts behind the others
+        numbers: dict[str, int] = {}  # each text is tokenised once: a story is told again with every question about it
         texts = chain.from_iterable(self._texts(example) for example in self.examples)
-        encoded = [np.array(ids, np.int32) for batch in batched(texts) for ids in tokenizer.encode(batch)]
+        self._text_numbers = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64)
+        encoded = [np.array(ids, np.int32) for batch in batched(numbers) for ids in tokenizer.encode(batch)]
         self._tokens = np.concatenate([np.zeros(0, np.int32), *encoded])
         self._offsets = np.cumsum([0, *map(len, encoded)])
         self._first_text = np.cumsum([0, *(len(self._texts(example)) for example in self.examples)])
@@ -76,16 +78,14 @@ class ExampleSet:
 
     def tokens(self, number: int) -> Tokens:
         """The tokens of an example."""
-        places = range(self._first_text[number], self._first_text[number + 1])
+        places = self._text_numbers[self._first_text[number] : self._first_text[number + 1]]
         texts = [self._tokens[self._offsets[place] : self._offsets[place + 1]].astype(np.int64) for place in places]
         target = texts.pop() if self._targets else None
         return Tokens(texts, target, self._data.max_text_tokens)
 
     def positions(self, number: int) -> int:
         """Rows of an example in the stream, at most."""
-        first, end = self._first_text[number : number + 2]
-        text = int(self._offsets[end] - self._offsets[first]) + 2 + int(end - first)
-        return min(text, (1 + self._targets) * self._data.max_text_tokens) + self._image_rows[number]
+        return self.task.text_rows(self.tokens(number)) + self._image_rows[number]
 
     def pack(self, numbers: Sequence[int], feature_width: int, problems: list[str]) -> TaskBatch:
         """The micro-batch of some examples; what is left out is added to `problems`."""
@@ -139,9 +139,19 @@ class TaskSteps(Dataset[StepData[TaskBatch]]):
         budget: positions of a micro-batch, at most.
         seed: the run's seed.
         feature_width: F of the regions stores.
+
+    Raises:
+        ConfigError: one example alone is over the budget.
     """
 
     def __init__(self, examples: ExampleSet, batch_size: int, budget: int, seed: int, feature_width: int) -> None:
+        longest = max(range(len(examples)), key=examples.positions)
+        if (most := examples.positions(longest)) > budget:
+            name = examples.examples[longest].name
+            raise ConfigError(
+                f"data.positions_per_micro_batch = {budget}: example {name!r} of {examples.name} alone "
+                f"needs {most} positions; raise it, or lower data.max_text_tokens or data.max_regions"
+            )
         self._examples, self._budget, self._seed, self._feature_width = examples, budget, seed, feature_width
         self._mixture = Mixture((min(batch_size, len(examples)),), (len(examples),))
         self._rank, self._world_size = distributed.rank(), distributed.world_size()

@@ -5,12 +5,14 @@ from typing import Any
 
 from unimo_ds.config import (
     CaptioningSection,
+    DialogueSection,
     EntailmentSection,
     SentencesSection,
     TaskSection,
     VqaSection,
     WritingSection,
 )
+from unimo_ds.tasks.dialogue import Dialogue
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences
 from unimo_ds.tasks.task import Task
@@ -34,13 +36,15 @@ def make_task(section: TaskSection, tokenizer: Tokenizer, facts: dict[str, Any] 
         case SentencesSection():
             return Sentences(section)
         case EntailmentSection():
-            return Entailment()
+            return Entailment(tokenizer)
         case VqaSection():
             return Vqa(common_answers(section) if facts is None else facts["answers"])
         case CaptioningSection():
             return Captioning(section, tokenizer)
         case WritingSection():
             return TextWriting(section, tokenizer)
+        case DialogueSection():
+            return Dialogue(section, tokenizer)
 
 
 def files_of(part: Any) -> Sequence[Any]:

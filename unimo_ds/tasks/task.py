@@ -108,11 +108,13 @@ class Task(ABC, Generic[F]):
         heads: the heads of `Unimo` that it reads; the others are left out.
         chosen_by: name of the number, among those of `score`, by which the best checkpoint is chosen.
         ending: of the files that `predictions` are written to.
+        voices: whether its texts are dialogues, whose roles and turns are embedded as well.
     """
 
     heads: tuple[str, ...]
     chosen_by: str
     ending: str
+    voices = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -140,6 +142,12 @@ class Task(ABC, Generic[F]):
         Raises:
             DamagedRecordError: its image cannot be read; nothing was added.
         """
+
+    def text_rows(self, tokens: Tokens) -> int:
+        """Rows of an example's texts in the stream, at most."""
+        texts = tokens.texts if tokens.target is None else (*tokens.texts, tokens.target)
+        most = tokens.limit if tokens.target is None else 2 * tokens.limit
+        return min(sum(len(text) + 1 for text in texts) + 2, most)
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         """The stream of some examples with what is to be predicted."""

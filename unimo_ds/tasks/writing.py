@@ -6,18 +6,28 @@ evaluated, the target is searched for by `model.generation`.
 """
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch, Target
-from unimo_ds.config import CaptionFiles, CaptioningSection, MaskingSection, ModelSection, TextFiles, WritingSection
+from unimo_ds.config import (
+    CaptionFiles,
+    CaptioningSection,
+    DialogueSection,
+    MaskingSection,
+    ModelSection,
+    TextFiles,
+    WritingSection,
+)
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import FIRST_WORD, ViewMaker, with_targets
+from unimo_ds.data.sequences import FIRST_WORD, PackedText, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
@@ -28,15 +38,18 @@ from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import joined
-from unimo_ds.tasks.files import lines
+from unimo_ds.tasks.files import lines, opening
+from unimo_ds.tasks.id_files import is_id_table, read_id_captions, read_id_sources
 from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
 F = TypeVar("F")
 
+_SQUAD = re.compile(r'\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[')  # one object, where JSON Lines are many
+
 
 class Writing(Task[F]):
-    """What both families share.
+    """What all families of generated texts share.
 
     Args:
         section: of the run.
@@ -45,7 +58,7 @@ class Writing(Task[F]):
 
     heads = ("language_head",)
 
-    def __init__(self, section: CaptioningSection | WritingSection, tokenizer: Tokenizer) -> None:
+    def __init__(self, section: CaptioningSection | WritingSection | DialogueSection, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._views = tokenizer, ViewMaker(tokenizer, MaskingSection())
         self._longest_target, self._smoothing = section.max_target_tokens, section.label_smoothing
         self._decoding = Decoding(**section.decoding.model_dump())
@@ -59,13 +72,17 @@ class Writing(Task[F]):
         image, shown = (None, 0)
         if example.store is not None and example.image is not None:
             image, shown = packer.add_image(example.store.get(example.image))
-        source = joined(tokens.texts, tokens.limit) if tokens.texts else None
+        source = self.source(tokens)
         if tokens.target is None:
             packer.add(View(image=image, regions=shown, text=source))
             return
         target = self._views.generated_text(tokens.target[: self._longest_target - 2])
         text = target if source is None else with_targets(source, target)
         packer.add(View(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
+
+    def source(self, tokens: Tokens) -> PackedText | None:
+        """The texts that all rows see."""
+        return joined(tokens.texts, tokens.limit) if tokens.texts else None
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         return TaskBatch(packed, self.targets(examples), len(packed.language_rows_M))
@@ -97,7 +114,7 @@ class Captioning(Writing[CaptionFiles]):
 
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
-        for number, name, captions in _captioned(files, rejects):
+        for number, name, captions in _captioned(files, self._tokenizer, rejects):
             key = files.images.format(name)
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
@@ -118,8 +135,17 @@ class Captioning(Writing[CaptionFiles]):
         return json.dumps([{"image_id": int(example.name), "caption": caption} for example, caption in pairs])
 
 
-def _captioned(files: CaptionFiles, rejects: Rejects) -> Iterator[tuple[str, str, list[str]]]:
-    """Number, file name and captions of each image."""
+def _captioned(files: CaptionFiles, tokenizer: Tokenizer, rejects: Rejects) -> Iterator[tuple[str, str, list[str]]]:
+    """Number, file name and captions of each image; the release's files know an image by its number alone."""
+    if not opening(files.path).startswith("{"):
+        told: dict[str, list[str]] = {}
+        for row in read_id_captions(files.path, tokenizer, rejects):
+            if row.image.isdecimal():
+                told.setdefault(row.image, []).extend([row.text] if row.text else [])
+            else:
+                rejects(f"{row.place}: image {row.image!r}; expected its number")
+        yield from ((str(int(image)), image, captions) for image, captions in told.items())
+        return
     images = read_json(files.path, "images")["images"]
     if files.splits:
         for place, image in enumerate(images):
@@ -153,13 +179,13 @@ class TextWriting(Writing[TextFiles]):
         self.chosen_by = {"rouge": "rouge_l", "bleu": "bleu_4"}[section.metric]
 
     def read(self, files: TextFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
-        for number, source, target in _sources(files, rejects):
+        for name, texts, target in _sources(files, self._tokenizer, rejects):
             if teach and not target:
-                rejects(f"{files.path}:{number}: has no target")
+                rejects(f"{files.path}:{name}: has no target")
             elif teach:
-                yield Example(str(number), (source,), target=target)
+                yield Example(name, texts, target=target)
             else:
-                yield Example(str(number), (source,), label=target or None)
+                yield Example(name, texts, label=target or None)
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         labels = [example.label for example in examples]
@@ -170,26 +196,62 @@ class TextWriting(Writing[TextFiles]):
         return "".join(" ".join(answer.split()) + "\n" for answer in answers)
 
 
-def _sources(files: TextFiles, rejects: Rejects) -> Iterator[tuple[int, str, str]]:
-    """Line number, source, and target or nothing.
+def _sources(files: TextFiles, tokenizer: Tokenizer, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Line number or question id, the texts of the source, and target or nothing.
 
     Raises:
-        DataError: there are not as many targets as sources.
+        DataError: there are not as many targets as sources, or the file holds ids of another vocabulary.
     """
     if files.targets is not None:
-        sources, targets = list(lines(files.path, rejects)), list(lines(files.targets, rejects))
-        if [number for number, _ in sources] != [number for number, _ in targets]:
-            raise DataError(
-                f"{files.path} has {len(sources)} lines that can be read and {files.targets} has {len(targets)}, or others: "
-                "line n of the one must belong to line n of the other"
-            )
-        yield from (
-            (number, source.strip(), target.strip()) for (number, source), (_, target) in zip(sources, targets, strict=True)
+        yield from _two_files(files.path, files.targets, rejects)
+    elif _SQUAD.match(start := opening(files.path)):
+        yield from _questions(files.path, rejects)
+    elif is_id_table(start):
+        for row in read_id_sources(files.path, tokenizer, rejects):
+            yield str(row.number), (*([row.knowledge] if row.knowledge else []), *row.segments), row.target
+    else:
+        yield from _json_lines(files, rejects)
+
+
+def _two_files(path: Path, path_of_targets: Path, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    sources, targets = list(lines(path, rejects)), list(lines(path_of_targets, rejects))
+    if [number for number, _ in sources] != [number for number, _ in targets]:
+        raise DataError(
+            f"{path} has {len(sources)} lines that can be read and {path_of_targets} has {len(targets)}, or others: "
+            "line n of the one must belong to line n of the other"
         )
-        return
+    for (number, source), (_, target) in zip(sources, targets, strict=True):
+        yield str(number), (source.strip(),), target.strip()
+
+
+def _json_lines(files: TextFiles, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
     for number, line in lines(files.path, rejects):
         try:
             content = json.loads(line)
-            yield number, text_of(content, files.source), text_of(content, files.target) if files.target in content else ""
+            target = text_of(content, files.target) if files.target in content else ""
+            yield str(number), (text_of(content, files.source),), target
         except (ValueError, RecursionError, TypeError) as error:
             rejects(f"{files.path}:{number}: {error}: {line[:60]!r}")
+
+
+def _questions(path: Path, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """SQuAD's questions, each to be written of its first answer and the paragraph; one without an answer is rejected."""
+    for place, article in enumerate(read_json(path, "data")["data"]):
+        for where, paragraph in _numbered(article, "paragraphs", f"{path}: data[{place}]", rejects):
+            for at, question in _numbered(paragraph, "qas", where, rejects):
+                try:
+                    answer = next(iter(question["answers"]), None)
+                    texts = text_of(answer, "text"), text_of(paragraph, "context")
+                    yield str(question["id"]), texts, text_of(question, "question")
+                except (KeyError, TypeError, ValueError) as error:
+                    rejects(f"{at}: {error}")
+
+
+def _numbered(content: Any, key: str, place: str, rejects: Rejects) -> Iterator[tuple[str, Any]]:
+    """The items of a list of a record, each with its place."""
+    items = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        rejects(f"{place}: {key!r} is {str(items)[:40]}, expected a list")
+        return
+    for number, item in enumerate(items):
+        yield f"{place}.{key}[{number}]", item
