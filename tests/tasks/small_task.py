@@ -113,7 +113,7 @@ class Inputs:
         return {**task, "decoding": {"beams": 2, "longest": 10}}
 
     def dialogue(self) -> dict[str, Any]:
-        """The colour that a story gives to a thing, and to the one that was asked for before."""
+        """The colour that belongs to the noun of a story, asked for twice."""
         files = {name: {"path": str(self.folder / f"dialogue_{name}.json")} for name in ("train", "dev")}
         task = {"family": "dialogue", "train": files["train"], "dev": {"dev": files["dev"]}}
         return {**task, "decoding": {"beams": 2, "longest": 6, "length_penalty": 0.0}}
@@ -180,23 +180,17 @@ def _write_set(folder: Path, name: str, count: int, rng: np.random.Generator) ->
     (folder / f"{name}_captions.json").write_text(json.dumps({"images": listed, "annotations": told}))
     texts = [{"source": f"The {NOUNS[noun]} is here.", "target": f"It is {ANSWERS[noun]}."} for noun in nouns]
     (folder / f"writing_{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    stories = [_story(n, NOUNS[a], NOUNS[b]) for n, (a, b) in enumerate(zip(nouns, others, strict=True))]
+    stories = [_story(n, noun) for n, noun in enumerate(nouns[: count // 2])]
     (folder / f"dialogue_{name}.json").write_text(json.dumps({"version": "1.0", "data": stories}))
     (folder / f"{name}_questions.json").write_text(json.dumps({"questions": questions}))
     (folder / f"{name}_annotations.json").write_text(json.dumps({"annotations": annotations}))
 
 
-def _story(number: int, first: str, second: str) -> dict[str, Any]:
-    """Two turns about two things; each thing has its colour."""
-    colours = [ANSWERS[NOUNS.index(noun)] for noun in (first, second)]
-    return {
-        "id": f"story {number}",
-        "story": f"The {first} is here. The {second} is here.",
-        "questions": [
-            {"turn_id": turn, "input_text": f"What colour is the {noun}?"} for turn, noun in enumerate((first, second), 1)
-        ],
-        "answers": [{"turn_id": turn, "input_text": colour} for turn, colour in enumerate(colours, 1)],
-    }
+def _story(number: int, noun: int) -> dict[str, Any]:
+    """A story and two turns, both about the colour."""
+    questions = [{"turn_id": 1, "input_text": "What colour is it?"}, {"turn_id": 2, "input_text": "Sure?"}]
+    answers = [{"turn_id": turn, "input_text": ANSWERS[noun]} for turn in (1, 2)]
+    return {"id": f"story {number}", "story": f"A {NOUNS[noun]}.", "questions": questions, "answers": answers}
 
 
 def _write_checkpoint(folder: Path, tokenizer: Path) -> None:

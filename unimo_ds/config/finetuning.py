@@ -22,7 +22,7 @@ class SentenceFiles(Section):
 class EntailmentFiles(Section):
     """A set of SNLI-VE."""
 
-    path: Path  # JSON Lines with Flickr30K_ID, sentence2 and gold_label
+    path: Path  # JSON Lines with Flickr30K_ID, sentence2 and gold_label, or the original release's ids (docs/tasks.md)
     regions: Path  # the regions store of the images
     images: str = "{}.jpg"  # an image's key there, with its Flickr30K_ID for {}
 
@@ -40,7 +40,7 @@ class VqaFiles(Section):
 class CaptionFiles(Section):
     """A set of captioned images."""
 
-    path: Path  # COCO captions, or Karpathy's split of them
+    path: Path  # COCO captions, Karpathy's split of them, or the original release's ids (docs/tasks.md)
     splits: list[str] = Field(
         default_factory=list
     )  # of Karpathy's file: [train, restval] for COCO's training set, [val], [test]
@@ -51,7 +51,7 @@ class CaptionFiles(Section):
 class TextFiles(Section):
     """A set of texts with what is to be written of them."""
 
-    path: Path  # JSON Lines; or the sources, a line each
+    path: Path  # JSON Lines; SQuAD's JSON; the original release's ids (docs/tasks.md); or the sources, a line each
     targets: Path | None = None  # the targets, a line each, where `path` holds the sources only
     source: str = "source"  # key of the source in JSON Lines: `article` of CNN/DailyMail, say
     target: str = "target"  # key of the target: `highlights` of CNN/DailyMail
