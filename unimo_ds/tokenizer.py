@@ -73,7 +73,7 @@ class Tokenizer:
 
     def exact_text(self, ids: Iterable[int]) -> str:
         """Text of `ids` with the spaces around it: what was encoded, and encodes to the same ids again."""
-        text: str = self._fast.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
 
     def token(self, index: int) -> str:

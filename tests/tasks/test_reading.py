@@ -251,8 +251,8 @@ def test_questions_of_squad(tmp_path: Path, tokenizer: Tokenizer) -> None:
         taught, rejects = texts(files, True, tokenizer)
         assert [(each.name, each.texts, each.target) for each in taught] == [("q1", ("Rome", "It is in Rome."), "Where is it?")]
         assert rejects.count == 6
-        where = [".paragraphs[0].qas[1]", ".paragraphs[0].qas[2]", ".paragraphs[0].qas[3]", ".paragraphs[1].qas[0]"]
-        for reason, place in zip(rejects.reasons, [*where, ".paragraphs[2]"], strict=True):
-            assert f"train-v1.1.json: data[0]{place}: " in reason
+        where = ["[0].qas[1]: ", "[0].qas[2]: ", "[0].qas[3]: ", "[1].qas[0]: ", "[2].qas is None, expected a list"]
+        for reason, place in zip(rejects.reasons, where, strict=True):
+            assert f"train-v1.1.json: data[0].paragraphs{place}" in reason
     (evaluated,), _ = texts(files, False, tokenizer)
     assert evaluated.label == "Where is it?" and not evaluated.target

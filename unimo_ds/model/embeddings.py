@@ -28,9 +28,7 @@ class VoiceEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """`Dropout(LayerNorm(word + position))`, and voices among the sum in a model of dialogues; there are no segment embeddings
-    (unimo-spec, 1.4).
-    """
+    """`Dropout(LayerNorm(word + position))`, in dialogues `+ role + turn`; no segment embeddings (unimo-spec, 1.4)."""
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()

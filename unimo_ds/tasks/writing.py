@@ -6,10 +6,8 @@ evaluated, the target is searched for by `model.generation`.
 """
 
 import json
-import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +28,6 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_WORD, PackedText, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
-from unimo_ds.errors import DataError
 from unimo_ds.files import read_json, text_of
 from unimo_ds.metrics.captions import caption_scores
 from unimo_ds.metrics.summaries import rouge
@@ -38,14 +35,13 @@ from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import joined
-from unimo_ds.tasks.files import lines, opening
-from unimo_ds.tasks.id_files import is_id_table, read_id_captions, read_id_sources
+from unimo_ds.tasks.files import opening
+from unimo_ds.tasks.id_files import read_id_captions
+from unimo_ds.tasks.sources import read_sources
 from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
 F = TypeVar("F")
-
-_SQUAD = re.compile(r'\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[')  # one object, where JSON Lines are many
 
 
 class Writing(Task[F]):
@@ -179,13 +175,13 @@ class TextWriting(Writing[TextFiles]):
         self.chosen_by = {"rouge": "rouge_l", "bleu": "bleu_4"}[section.metric]
 
     def read(self, files: TextFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
-        for name, texts, target in _sources(files, self._tokenizer, rejects):
-            if teach and not target:
-                rejects(f"{files.path}:{name}: has no target")
+        for source in read_sources(files, self._tokenizer, rejects):
+            if teach and not source.target:
+                rejects(f"{source.place}: has no target")
             elif teach:
-                yield Example(name, texts, target=target)
+                yield Example(source.name, source.texts, target=source.target)
             else:
-                yield Example(name, texts, label=target or None)
+                yield Example(source.name, source.texts, label=source.target or None)
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         labels = [example.label for example in examples]
@@ -194,64 +190,3 @@ class TextWriting(Writing[TextFiles]):
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """A line each, in the order of the set."""
         return "".join(" ".join(answer.split()) + "\n" for answer in answers)
-
-
-def _sources(files: TextFiles, tokenizer: Tokenizer, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Line number or question id, the texts of the source, and target or nothing.
-
-    Raises:
-        DataError: there are not as many targets as sources, or the file holds ids of another vocabulary.
-    """
-    if files.targets is not None:
-        yield from _two_files(files.path, files.targets, rejects)
-    elif _SQUAD.match(start := opening(files.path)):
-        yield from _questions(files.path, rejects)
-    elif is_id_table(start):
-        for row in read_id_sources(files.path, tokenizer, rejects):
-            yield str(row.number), (*([row.knowledge] if row.knowledge else []), *row.segments), row.target
-    else:
-        yield from _json_lines(files, rejects)
-
-
-def _two_files(path: Path, path_of_targets: Path, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    sources, targets = list(lines(path, rejects)), list(lines(path_of_targets, rejects))
-    if [number for number, _ in sources] != [number for number, _ in targets]:
-        raise DataError(
-            f"{path} has {len(sources)} lines that can be read and {path_of_targets} has {len(targets)}, or others: "
-            "line n of the one must belong to line n of the other"
-        )
-    for (number, source), (_, target) in zip(sources, targets, strict=True):
-        yield str(number), (source.strip(),), target.strip()
-
-
-def _json_lines(files: TextFiles, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    for number, line in lines(files.path, rejects):
-        try:
-            content = json.loads(line)
-            target = text_of(content, files.target) if files.target in content else ""
-            yield str(number), (text_of(content, files.source),), target
-        except (ValueError, RecursionError, TypeError) as error:
-            rejects(f"{files.path}:{number}: {error}: {line[:60]!r}")
-
-
-def _questions(path: Path, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """SQuAD's questions, each to be written of its first answer and the paragraph; one without an answer is rejected."""
-    for place, article in enumerate(read_json(path, "data")["data"]):
-        for where, paragraph in _numbered(article, "paragraphs", f"{path}: data[{place}]", rejects):
-            for at, question in _numbered(paragraph, "qas", where, rejects):
-                try:
-                    answer = next(iter(question["answers"]), None)
-                    texts = text_of(answer, "text"), text_of(paragraph, "context")
-                    yield str(question["id"]), texts, text_of(question, "question")
-                except (KeyError, TypeError, ValueError) as error:
-                    rejects(f"{at}: {error}")
-
-
-def _numbered(content: Any, key: str, place: str, rejects: Rejects) -> Iterator[tuple[str, Any]]:
-    """The items of a list of a record, each with its place."""
-    items = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(items, list):
-        rejects(f"{place}: {key!r} is {str(items)[:40]}, expected a list")
-        return
-    for number, item in enumerate(items):
-        yield f"{place}.{key}[{number}]", item
