@@ -68,7 +68,7 @@ class Writing(Task[F]):
         image, shown = (None, 0)
         if example.store is not None and example.image is not None:
             image, shown = packer.add_image(example.store.get(example.image))
-        source = self.source(tokens)
+        source = self.source(tokens) if tokens.texts else None
         if tokens.target is None:
             packer.add(View(image=image, regions=shown, text=source))
             return
@@ -76,9 +76,9 @@ class Writing(Task[F]):
         text = target if source is None else with_targets(source, target)
         packer.add(View(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
 
-    def source(self, tokens: Tokens) -> PackedText | None:
-        """The texts that all rows see."""
-        return joined(tokens.texts, tokens.limit) if tokens.texts else None
+    def source(self, tokens: Tokens) -> PackedText:
+        """What of an example's texts is seen before the target."""
+        return joined(tokens.texts, tokens.limit)
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         return TaskBatch(packed, self.targets(examples), len(packed.language_rows_M))
