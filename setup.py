@@ -13,7 +13,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["unimo_ds", "unimo_ds.*"]),
-    package_data={"unimo_ds": ["py.typed", "*/*.html", "kernels/static_report.json", "vision/weights/*.safetensors"]},
+    package_data={
+        "unimo_ds": ["py.typed", "pages.css", "*/*.html", "kernels/static_report.json", "vision/weights/*.safetensors"]
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision",

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.tasks.small_task import ANSWERS, CLASSES, Inputs, write_inputs
+from tests.tasks.small_task import ANSWERS, CLASSES, IMAGES, Inputs, write_inputs
 from unimo_ds.cli import app
 from unimo_ds.config import load_finetune_config
 from unimo_ds.engine.checkpoint import best_checkpoint, read_state
@@ -94,6 +95,44 @@ def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path]
     assert shown.exit_code == 0 and "dev_accuracy" in shown.output
     shown = CliRunner().invoke(app, ["predict", str(tuned["vqa"]), "--out", str(tmp_path)])
     assert shown.exit_code == 0 and shown.output.strip() == str(tmp_path / "dev.json")
+
+
+def test_a_report_shows_the_best_and_the_worst_answers(
+    inputs: Inputs, tuned: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(IMAGES):
+        Image.new("RGB", (200, 160), "red").save(tmp_path / f"{number}.jpg")
+    for family, folder in tuned.items():
+        found = evaluate_finetuned(folder, [], tmp_path)
+        checkpoint = best_checkpoint(folder / "checkpoints")
+        assert checkpoint is not None and json.loads((checkpoint / "evaluation.json").read_text()) == found
+        page = (checkpoint / "report.html").read_text()
+        shown = 20 if family != "captioning" else len(json.loads((inputs.folder / "dev_captions.json").read_text())["images"])
+        assert page.count("<article") == shown and "Best" in page and "Worst" in page, "of a small set each example once"
+        assert page.count("data:image/jpeg") == (shown if family in ("entailment", "vqa", "captioning") else 0)
+        assert "regions drawn" in page or family in ("sentences", "writing")
+        assert "http" not in page and "no --images folder" not in page
+    assert capsys.readouterr().out.count("report.html: the best and worst answers") == len(tuned)
+    evaluate_finetuned(tuned["vqa"], [])
+    page = (tuned["vqa"] / "checkpoints/step-00000004/report.html").read_text()
+    assert page.count("data:image/jpeg") == 20 and "no --images folder was given" in page
+
+
+def test_a_set_without_labels_is_not_scored_and_that_is_said(
+    inputs: Inputs, tuned: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unlabelled.tsv").write_text("index\tsentence\n7\tThe cup is red.\n")
+    found = evaluate_finetuned(tuned["sentences"], [f"task.dev.other.path={tmp_path / 'unlabelled.tsv'}"])
+    assert list(found) == ["dev_accuracy"]
+    assert "dev other: not all examples have labels: it is not scored" in capsys.readouterr().out
+    assert "nothing to judge" in (tuned["sentences"] / "checkpoints/step-00000004/report.html").read_text()
+
+
+def test_a_wrong_folder_of_pictures_is_named(tuned: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--images .*nowhere: is no folder"):
+        evaluate_finetuned(tuned["vqa"], [], tmp_path / "nowhere")
+    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--images", str(tmp_path)])
+    assert isinstance(shown.exception, ConfigError) and "is for the report of a fine-tuned run" in str(shown.exception)
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:

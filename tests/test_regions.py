@@ -71,3 +71,13 @@ def test_overlap_of_known_boxes() -> None:
     assert found[0, 1] == pytest.approx(50 / 150) and found[0, 2] == 0 and found[0, 0] == 1
     assert np.isfinite(found).all(), "an empty box overlaps nothing"
     np.testing.assert_array_equal(found, found.T)
+
+
+def test_some_of_the_regions_keep_all_that_is_known_of_them() -> None:
+    whole = random_regions(np.random.default_rng(0), 5)
+    some = whole.only(np.array([3, 0]))
+    assert (some.width, some.height, len(some)) == (whole.width, whole.height, 2)
+    for name, values in vars(some).items():
+        if isinstance(values, np.ndarray):
+            np.testing.assert_array_equal(values, np.stack([getattr(whole, name)[3], getattr(whole, name)[0]]))
+    assert len(whole.only(slice(None))) == 5

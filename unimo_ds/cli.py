@@ -66,12 +66,23 @@ def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], ov
 
 
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="a run folder or a checkpoint")], overrides: Overrides = None) -> None:
-    """What a checkpoint is worth on its held-out pairs, or a fine-tuned one on its dev sets; writes evaluation.json."""
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder or a checkpoint")],
+    overrides: Overrides = None,
+    images: Annotated[Path | None, typer.Option(help="folder below which the picture files are; keys are their paths")] = None,
+) -> None:
+    """What a checkpoint is worth on its held-out pairs; or a fine-tuned one on its dev sets, with a page of its answers."""
     from unimo_ds.evaluate import evaluate_checkpoint
     from unimo_ds.finetune import evaluate_finetuned, is_finetuned
 
-    (evaluate_finetuned if is_finetuned(run) else evaluate_checkpoint)(run, overrides or [])
+    if is_finetuned(run):
+        evaluate_finetuned(run, overrides or [], images)
+    elif images is not None:
+        raise ConfigError(
+            f"--images {images}: is for the report of a fine-tuned run, and {run} is of pre-training; leave it out"
+        )
+    else:
+        evaluate_checkpoint(run, overrides or [])
 
 
 @app.command()

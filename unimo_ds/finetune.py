@@ -23,10 +23,12 @@ from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tasks.families import files_of, make_task
+from unimo_ds.tasks.report import ReportSet, render_report
 from unimo_ds.tasks.task import Task, TaskBatch, TaskModel, TaskTotals
 from unimo_ds.tokenizer import Tokenizer
 from unimo_ds.training_run import Interval, TrainingRun, go_on_from
 from unimo_ds.training_run import start as start_run
+from unimo_ds.vision.pictures import check_folder
 
 _NEW_AT_FINE_TUNING = ("head.", "unimo.embedding.text.voice.")  # parameters that a start may lack
 
@@ -319,19 +321,62 @@ def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
     return Finetuned(checkpoint, config, task, start, model)
 
 
-def evaluate_finetuned(path: Path, overrides: list[str]) -> dict[str, float]:
-    """Scores the dev sets of a run (`open_finetuned`), prints the numbers and writes them to `evaluation.json` beside it."""
+def evaluate_finetuned(path: Path, overrides: list[str], images: Path | None = None) -> dict[str, float]:
+    """Scores the dev sets of a run; every rank must call it.
+
+    Prints the numbers and writes them beside the checkpoint as `evaluation.json`, and the best and worst answers as
+    `report.html`. A set without labels has no numbers and no answers there, and that is said.
+
+    Args:
+        path: as in `open_finetuned`.
+        overrides: of the run's configuration.
+        images: the folder that image keys are paths below, for the report; None: boxes are drawn on an empty canvas.
+
+    Returns:
+        The numbers; those of `Task.further_scores` on rank 0 only.
+
+    Raises:
+        ConfigError: `images` is no folder.
+    """
+    check_folder(images)
     found = open_finetuned(path, overrides)
-    width = found.start.model.feature_width
-    numbers = {
-        f"{name}_{metric}": value
-        for name, part in found.config.task.dev.items()
-        for metric, value in score_set(found.model, found.open_set(f"dev {name}", part), width).items()
-    }
+    width, task = found.start.model.feature_width, found.task
+    sets = {name: found.open_set(f"dev {name}", part) for name, part in found.config.task.dev.items()}
+    answers = {name: answers_of(found.model, each, width) for name, each in sets.items() if each.labelled}
+    scores = {name: task.score(found_answers, sets[name].examples) for name, found_answers in answers.items()}
     if distributed.rank() == 0:
-        replace_text(found.checkpoint / "evaluation.json", json.dumps(numbers, indent=1))
-        print(json.dumps(numbers, indent=1))
-    return numbers
+        _report(found, sets, answers, scores, images)
+    return _by_set(scores)
+
+
+def _report(
+    found: Finetuned,
+    sets: dict[str, ExampleSet],
+    answers: dict[str, list[Any]],
+    scores: dict[str, dict[str, float]],
+    images: Path | None,
+) -> None:
+    """Adds what is scored once only to `scores`, and writes and prints all."""
+    remarks = [f"dev {name}: not all examples have labels: it is not scored" for name in sets if name not in answers]
+    reported = []
+    for name, each in sets.items():
+        judged = []
+        if name in answers:
+            further, lacking = found.task.further_scores(answers[name], each.examples)
+            scores[name].update(further)
+            remarks += [line for line in lacking if line not in remarks]
+            judged = found.task.judge(answers[name], each.examples)
+        reported.append(ReportSet(name, scores.get(name, {}), each.examples, judged))
+    numbers = json.dumps(_by_set(scores), indent=1)
+    replace_text(found.checkpoint / "evaluation.json", numbers)
+    title = f"{found.config.folder}: {found.config.task.family}"
+    page = render_report(title, found.checkpoint, found.task.chosen_by, reported, remarks, images)
+    replace_text(found.checkpoint / "report.html", page)
+    print("\n".join([*remarks, numbers, f"{found.checkpoint / 'report.html'}: the best and worst answers"]))
+
+
+def _by_set(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {f"{name}_{metric}": value for name, own in scores.items() for metric, value in own.items()}
 
 
 def predict_sets(path: Path, out: Path, overrides: list[str]) -> list[Path]:

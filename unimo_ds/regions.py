@@ -3,7 +3,8 @@
 Shape suffixes: R regions, K kept classes of the distribution, F feature width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,11 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self.boxes_R4)
+
+    def only(self, chosen: slice | npt.NDArray[np.integer]) -> "Regions":
+        """Some of the regions, in the order that they are named in."""
+        parts: dict[str, Any] = {name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+        return replace(self, **parts)
 
 
 def best_objects(regions: Regions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.metrics.official import official
 from unimo_ds.errors import UnimoError
-from unimo_ds.metrics.java import meteor, missing_for, spice
+from unimo_ds.metrics.java import meteor, missing_for, program_scores, spice
 from unimo_ds.metrics.ptb import tokenize
 
 STAND_IN = """
@@ -75,6 +75,16 @@ def test_missing_models_of_spice_are_named_and_meteor_needs_none(stand_in: Path)
     ):
         spice(*WORDS)
     assert missing_for("meteor") is None
+
+
+def test_raw_captions_are_scored_by_what_runs_here(stand_in: Path) -> None:
+    captions: Any = (["A bus.", ""], [["A red bus.", "Bus!"], ["Two dogs"]])
+    scores, reasons = program_scores(["meteor", "spice"], *captions)
+    assert scores == {"meteor": 0.25} and len(reasons) == 1 and reasons[0].startswith("SPICE needs the models")
+    install_models(stand_in)
+    assert program_scores(["meteor", "spice"], *captions) == ({"meteor": 0.25, "spice": 0.5}, [])
+    scores, reasons = program_scores(["meteor"], ["Fail."], [["A."]])
+    assert not scores and reasons == ["METEOR: its Java program failed: could not convert string to float: ''"]
 
 
 def test_a_program_that_fails_is_named(stand_in: Path) -> None:

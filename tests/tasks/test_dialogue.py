@@ -139,6 +139,8 @@ def test_coqa_is_read_with_the_first_answers_before_a_question(tmp_path: Path) -
     ]
     # By the official rule: the mean over the references without one each; "here" is right whoever is left out.
     assert task().score(["a dog", "here"], evaluated) == {"exact_match": 0.5, "f1": 0.5}
+    judged = task().judge(["the cat sat", "here"], evaluated)
+    assert [each.worth for each in judged] == pytest.approx([2 / 3, 1.0]) and judged[0].truth == "a cat\nthe cat\ncat"
 
 
 def test_the_last_15_utterances_are_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.helpers import TINY, WordsTokenizer, random_regions
 from tests.numerics.test_outputs import sequences
 from tests.numerics.test_whole_model import Weights, gelu, layer_norm, linear
-from unimo_ds.config import CaptioningSection, ModelSection, SentencesSection
+from unimo_ds.config import CaptioningSection, ModelSection, SentencesSection, WritingSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.finetune import build_model
 from unimo_ds.model.task_heads import EntailmentHead
@@ -21,7 +21,7 @@ from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences
 from unimo_ds.tasks.task import Example, Task, TaskBatch, TaskModel, TaskTotals, Tokens
 from unimo_ds.tasks.vqa import Vqa
-from unimo_ds.tasks.writing import Captioning
+from unimo_ds.tasks.writing import Captioning, TextWriting
 
 COUNT = 5
 
@@ -130,16 +130,16 @@ def test_output_loss_and_gradients(family: str) -> None:
 @pytest.mark.parametrize("family", ["captioning", "writing", "both"])
 def test_generated_words_with_smoothed_labels(family: str, smoothing: float) -> None:
     """-(1 - e) log p(label) - e mean log p(word), over the words of the targets; positions begin anew (spec 1.3, 7.2)."""
-    decoding = {"beams": 2, "longest": 9}
-    files = {"path": "none", "regions": "none"}
-    section = {
-        "family": "captioning",
-        "train": files,
-        "dev": {"dev": files},
-        "decoding": decoding,
-        "label_smoothing": smoothing,
-    }
-    task = Captioning(CaptioningSection.model_validate(section), WordsTokenizer())  # type: ignore[arg-type]
+    files = {"path": "none"} if family == "writing" else {"path": "none", "regions": "none"}
+    shared = {"train": files, "dev": {"dev": files}, "decoding": {"beams": 2, "longest": 9}, "label_smoothing": smoothing}
+    task: Task[Any]
+    if family == "writing":
+        section = WritingSection.model_validate({"family": "writing", "metric": "rouge", **shared})
+        task = TextWriting(section, WordsTokenizer())  # type: ignore[arg-type]
+    else:
+        tags = {"object_tags": {"threshold": 0.35}} if family == "both" else {}
+        captioning = CaptioningSection.model_validate({"family": "captioning", **tags, **shared})
+        task = Captioning(captioning, WordsTokenizer())  # type: ignore[arg-type]
     rng, packer = np.random.default_rng(0), Packer(TINY.feature_width, 100)
     for number in range(COUNT):
         example = Example(str(number), (), None, None)

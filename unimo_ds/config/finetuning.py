@@ -122,10 +122,18 @@ class VqaSection(Section):
     test: dict[SetName, VqaFiles] = Field(default_factory=dict)
 
 
+class TagsSection(Section):
+    """Names of detected objects beside the image (`tasks.object_tags`)."""
+
+    threshold: Rate  # of a region's class probability
+    most_tokens: PositiveInt = 100
+
+
 class CaptioningSection(Section):
     """A caption of an image: COCO (unimo-spec, 7.5)."""
 
     family: Literal["captioning"]
+    object_tags: TagsSection | None = None
     train: CaptionFiles
     dev: Annotated[dict[SetName, CaptionFiles], AtLeastOne]
     test: dict[SetName, CaptionFiles] = Field(default_factory=dict)

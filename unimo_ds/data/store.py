@@ -568,18 +568,24 @@ class RegionStore:
             except (lmdb.Error, UnicodeDecodeError) as error:
                 raise DamagedRecordError(f"{self.folder}: a key is damaged ({error}). {REMOVE_SHARD}") from error
 
-    def get(self, key: str) -> Regions:
+    def get(self, key: str, check: bool = True) -> Regions:
         """The regions of image `key`, as read-only views into the memory map.
+
+        Args:
+            key: of the image.
+            check: its checksum, for which the whole record is read; without it the disk is asked for no more than is used.
 
         Raises:
             KeyError: no such image.
-            DamagedRecordError: the record's checksum is wrong; names store, key and what to do.
+            DamagedRecordError: the record's checksum or length is wrong; names store, key and what to do.
         """
         value = self._value(key)
         try:
-            regions = decode_regions(value, check=key not in self._verified)
+            regions = decode_regions(value, check=check and key not in self._verified)
         except DamagedRecordError as error:
             raise DamagedRecordError(f"{self.folder}: image {key!r}: {error}. {REMOVE_SHARD}") from error
+        if not check:
+            return regions
         if len(self._verified) >= _REMEMBERED:
             self._verified.clear()
         self._verified.add(key)

@@ -3,15 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from unimo_ds.data.store import RegionStore
-from unimo_ds.regions import BACKGROUND, Regions
-from unimo_ds.vision.drawing import draw_regions, resize_regions
+from unimo_ds.vision.drawing import draw_surest
 from unimo_ds.vision.pictures import Picture, encode, fit, open_picture
 
-_DRAWN_REGIONS = 8
-SURE = 0.3  # a region less probable is not drawn: stores keep a minimum of regions, however doubtful
 _THUMBNAIL, _FIGURE = 240, 640  # pixels of the longer side; twice what is shown, for dense screens
 
 
@@ -90,26 +85,5 @@ class Gallery:
         image = fit(image, _FIGURE)  # before drawing: then boxes and letters are sharp
         if key not in self._store:
             return encode(key, image), "not in the regions store"
-        regions = self._store.get(key)
-        drawn = _surest(regions)
-        placed = resize_regions(drawn, image.width, image.height)
-        names = self._store.class_names, self._store.attribute_names
-        note = f"{len(drawn)} of {len(regions)} regions drawn"
-        return encode(key, draw_regions(image, placed, *names, most=len(drawn))), note
-
-
-def _surest(regions: Regions) -> Regions:
-    """The best regions, of those whose class is sure enough; the very best one if none is."""
-    probability_R = np.where(regions.class_ids_RK != BACKGROUND, regions.class_probabilities_RK, 0).max(axis=1, initial=0)
-    sure = np.flatnonzero(probability_R >= SURE)[:_DRAWN_REGIONS]
-    kept = sure if len(sure) else np.arange(min(1, len(regions)))
-    return Regions(
-        regions.width,
-        regions.height,
-        regions.boxes_R4[kept],
-        regions.features_RF[kept],
-        regions.class_ids_RK[kept],
-        regions.class_probabilities_RK[kept],
-        regions.attribute_ids_R[kept],
-        regions.attribute_probabilities_R[kept],
-    )
+        drawn, note = draw_surest(image, self._store.get(key), self._store.class_names, self._store.attribute_names)
+        return encode(key, drawn), note

@@ -15,10 +15,11 @@ from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.demo.charts import Chart, Curve, Kind, Point, draw_chart
-from unimo_ds.demo.gallery import SURE, Found, Gallery, Query, ReportSection, Written
+from unimo_ds.demo.gallery import Found, Gallery, Query, ReportSection, Written
 from unimo_ds.demo.run_reader import Numbers, Run, parameter_count, read_run, training_seconds
 from unimo_ds.pages import open_template
 from unimo_ds.progress import format_duration
+from unimo_ds.vision.drawing import SURE
 
 # In the order of `unimo_ds.objectives.pretraining.NAMES`: a name, and what the model must do.
 OBJECTIVES = {

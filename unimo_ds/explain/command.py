@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimo_ds.engine.checkpoint import checkpoint_name, damage_of
-from unimo_ds.errors import CheckpointError, ConfigError, UnimoError
+from unimo_ds.errors import CheckpointError, UnimoError
 from unimo_ds.explain.page import render_page
 from unimo_ds.explain.run import OpenedRun, open_run
 from unimo_ds.explain.scores import Scorer, nearest_checkpoint
@@ -13,6 +13,7 @@ from unimo_ds.explain.step import Sample, SampleReader, choose_samples, summaris
 from unimo_ds.explain.terminal import sample_lines, summary_lines
 from unimo_ds.progress import track
 from unimo_ds.tokenizer import Tokenizer
+from unimo_ds.vision.pictures import check_folder
 
 _SHOWN_PROBLEMS = 5
 
@@ -50,8 +51,7 @@ def explain_step(
         DataError: the data of the run is gone, or is not what it was.
         CheckpointError: `checkpoint` cannot be used.
     """
-    if images is not None and not images.is_dir():
-        raise ConfigError(f"--images {images}: is no folder; expected the one below which the picture files are")
+    check_folder(images)
     run = open_run(folder, step, ranks)
     notes = run.notes
     scorer, scored = _scorer(run, checkpoint)

@@ -62,6 +62,11 @@ def cider_d(predictions: Sequence[Words], references: Sequence[Sequence[Words]])
 
     What all images' references say weighs nothing: the score means something for many images only, and is 0 for one.
     """
+    return fmean(cider_d_each(predictions, references))
+
+
+def cider_d_each(predictions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+    """CIDEr-D of each image, whose mean is `cider_d`."""
     check_words(predictions, references)
     images = len(references)
     frequency = Counter(ngram for several in references for ngram in _all_ngrams(several))
@@ -74,10 +79,10 @@ def cider_d(predictions: Sequence[Words], references: Sequence[Sequence[Words]])
         longer = len(words[1:]) - len(reference[1:])  # the official code counts bigrams: a lone word is as long as none
         return cosine * math.exp(-(longer**2) / (2 * _LENGTH_SPREAD**2))
 
-    return 10 * fmean(
-        fmean(similarity(words, reference) for reference in several)
+    return [
+        10 * fmean(similarity(words, reference) for reference in several)
         for words, several in zip(predictions, references, strict=True)
-    )
+    ]
 
 
 def _ngrams(words: Words, n: int) -> Counter[Ngram]:

@@ -1,6 +1,6 @@
 """METEOR and SPICE, which are Java programs: run through the package `pycocoevalcap` where that and Java are found.
 
-Both take words, as the scores of `captions` do.
+`program_scores` takes raw captions; the others take words, as the scores of `captions` do.
 """
 
 import importlib
@@ -12,11 +12,29 @@ from pathlib import Path
 from typing import Literal
 
 from unimo_ds.errors import UnimoError
-from unimo_ds.metrics.paired import Words, check_words
+from unimo_ds.metrics.paired import Words, check_several, check_words
+from unimo_ds.metrics.ptb import tokenize
 
 Program = Literal["meteor", "spice"]
 
 _SPICE_MODELS = "stanford-corenlp-3.6.0.jar"
+
+
+def program_scores(
+    programs: Sequence[Program], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], list[str]]:
+    """The scores of the programs that run here, of raw captions, and for each of the others why it does not, in one line."""
+    check_several(predictions, references)
+    words = [tokenize(prediction) for prediction in predictions]
+    reference_words = [[tokenize(reference) for reference in several] for several in references]
+    scores: dict[str, float] = {}
+    reasons: list[str] = []
+    for program in programs:
+        try:
+            scores[program] = _score(program, words, reference_words)
+        except UnimoError as error:
+            reasons.append(str(error))
+    return scores, reasons
 
 
 def meteor(predictions: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:

@@ -5,7 +5,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw
@@ -15,14 +15,13 @@ from unimo_ds.errors import ConfigError, DataError, UnimoError
 from unimo_ds.region_tools.page import PageImage, render_page
 from unimo_ds.regions import Regions
 from unimo_ds.vision.drawing import draw_regions, font_for, resize_regions
-from unimo_ds.vision.pictures import Picture, fit, open_picture
+from unimo_ds.vision.pictures import check_folder, fit, picture_of
 
 _MOST_DRAWN = 12  # regions in a picture, unless told otherwise; a page holds all
 _SMALLEST, _LARGEST, _TILE = 800, 1600, 480  # pixels of the longer side: a drawn picture, one tile of a sheet
 _NAMED = 5  # keys suggested in place of a wrong one
 _COMPARED = 20_000  # keys that are compared letter by letter with a wrong one
-_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPEG")  # tried behind a key: published features name images without
-_CANVAS, _INK = "#eef1f5", "#1c2128"
+_INK = "#1c2128"
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ def show_regions(
         DataError: the store has no such image; names the nearest keys.
         StoreError: no finished store, or the record is damaged.
     """
-    if images is not None and not images.is_dir():
-        raise ConfigError(f"--images {images}: is no folder; expected the one below which the picture files are")
+    check_folder(images)
     store = RegionStore(folder)
     chosen = [key] if key is not None else _choose(store, count, seed)
     path = out or Path(f"{PurePosixPath(key).stem}-regions.png" if key is not None else "regions.html")
@@ -77,7 +75,7 @@ def show_regions(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".html":
-            shown = [PageImage(image.key, _first(image.regions, most), image.picture, image.problem) for image in opened]
+            shown = [PageImage(image.key, image.regions.only(slice(most)), image.picture, image.problem) for image in opened]
             path.write_text(render_page(store.folder, shown, store.class_names, store.attribute_names), encoding="utf-8")
         else:
             labels = store.class_names, store.attribute_names, most or _MOST_DRAWN
@@ -112,17 +110,7 @@ def _open(store: RegionStore, key: str, images: Path | None) -> _Image:
         near = near_keys(key, store.keys())
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"keys look like {next(store.keys(), '')!r}"
         raise DataError(f"{store.folder}: has no image {key!r}; {hint}") from error
-    canvas = Image.new("RGB", (max(regions.width, 1), max(regions.height, 1)), _CANVAS)
-    if images is None:
-        return _Image(key, regions, canvas, "drawn without its picture: no --images folder was given")
-    found = next((key + suffix for suffix in _SUFFIXES if (images / (key + suffix)).is_file()), key)
-    picture = open_picture(images, found)
-    if isinstance(picture, Picture):
-        return _Image(key, regions, canvas, picture.problem)
-    if picture.size == (regions.width, regions.height):
-        return _Image(key, regions, picture, "")
-    sizes = f"{picture.width}x{picture.height} pixels, its regions are of {regions.width}x{regions.height}"
-    return _Image(key, regions, picture, f"{images / found} has {sizes}: another picture, or resized since")
+    return _Image(key, regions, *picture_of(regions, key, images))
 
 
 def near_keys(wanted: str, keys: Iterable[str]) -> list[str]:
@@ -152,11 +140,6 @@ def _number(stem: str) -> int | None:
     """`COCO_val2014_000000000042` -> 42."""
     digits = stem[len(stem.rstrip("0123456789")) :]
     return int(digits) if digits.isascii() and digits else None
-
-
-def _first(regions: Regions, most: int | None) -> Regions:
-    names = (name for name in vars(regions) if name not in ("width", "height"))
-    return replace(regions, **{name: getattr(regions, name)[:most] for name in names})
 
 
 def _drawn_side(image: _Image) -> int:

@@ -17,7 +17,7 @@ from unimo_ds.data.sequences import IGNORED, Ints, Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DataError
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.tasks.task import Example, Tokens
+from unimo_ds.tasks.task import Example, Judged, Tokens
 from unimo_ds.tokenizer import CLS, SEP
 
 
@@ -90,3 +90,13 @@ class Classes:
     def chosen(self, scores: Sequence[Any]) -> list[str]:
         """The likeliest class of each example, by its scores [C]."""
         return [self.names[number] for number in np.argmax(scores, axis=1)]
+
+    def judge(self, scores: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """Right is worth 1 and wrong 0, ordered by the probability of the true class."""
+        log_probabilities_BC = F.log_softmax(torch.from_numpy(np.stack(scores)).double(), dim=1)
+        return [
+            Judged(
+                chosen, self.names[example.label], float(chosen == self.names[example.label]), float(row_C[example.label].exp())
+            )
+            for chosen, example, row_C in zip(self.chosen(scores), examples, log_probabilities_BC, strict=True)
+        ]

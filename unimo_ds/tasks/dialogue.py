@@ -19,7 +19,7 @@ from unimo_ds.metrics.answers import coqa_scores
 from unimo_ds.model.embeddings import TURNS
 from unimo_ds.tasks.files import opening
 from unimo_ds.tasks.id_files import read_id_sources
-from unimo_ds.tasks.task import Example, Tokens
+from unimo_ds.tasks.task import Example, Judged, Tokens
 from unimo_ds.tasks.writing import Writing
 from unimo_ds.tokenizer import CLS, SEP
 
@@ -99,6 +99,11 @@ class Dialogue(Writing[DialogueFiles]):
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return coqa_scores(answers, [example.label for example in examples])._asdict()
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """The F1 of each answer alone."""
+        pairs = [(answer, example.label) for answer, example in zip(answers, examples, strict=True)]
+        return [Judged(answer, "\n".join(labels), coqa_scores([answer], [labels]).f1) for answer, labels in pairs]
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """The file that CoQA's evaluation takes."""

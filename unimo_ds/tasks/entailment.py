@@ -21,7 +21,7 @@ from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
 from unimo_ds.tasks.files import lines, opening
 from unimo_ds.tasks.id_files import Hypothesis, read_id_hypotheses
-from unimo_ds.tasks.task import Example, Task, Tokens
+from unimo_ds.tasks.task import Example, Judged, Task, Tokens
 from unimo_ds.tokenizer import Tokenizer
 
 _CLASSES = ("entailment", "neutral", "contradiction")
@@ -77,6 +77,9 @@ class Entailment(Task[EntailmentFiles]):
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return {"accuracy": accuracy(np.argmax(answers, axis=1), np.array([example.label for example in examples]))}
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        return self._classes.judge(answers, examples)
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """JSON Lines with SNLI-VE's own `pairID`."""

@@ -73,6 +73,11 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether all examples have labels, so that answers to them can be scored."""
+        return all(example.label is not None for example in self.examples)
+
     def _texts(self, example: Example) -> tuple[str, ...]:
         return (*example.texts, example.target) if self._targets else example.texts
 

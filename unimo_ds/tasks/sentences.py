@@ -21,7 +21,7 @@ from unimo_ds.model.task_heads import SentenceHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import Classes, add_text, pooled_text
 from unimo_ds.tasks.files import lines
-from unimo_ds.tasks.task import Example, Task, Tokens
+from unimo_ds.tasks.task import Example, Judged, Task, Tokens
 
 _TEXTS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("question", "sentence"), ("premise", "hypothesis"))
 _ALONE = ("text_a", "sentence")
@@ -96,6 +96,13 @@ class Sentences(Task[SentenceFiles]):
         chosen = np.argmax(answers, axis=1)
         found = {"accuracy": accuracy(chosen, labels)}
         return {**found, "matthews": matthews_correlation(chosen, labels)} if self._metric == "matthews" else found
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """Of numbers minus the squared error, of classes whether it is right."""
+        if self._classes is not None:
+            return self._classes.judge(answers, examples)
+        pairs = [(float(row[0]), float(example.label)) for row, example in zip(answers, examples, strict=True)]
+        return [Judged(f"{number:.3f}", f"{label:g}", -((number - label) ** 2)) for number, label in pairs]
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """GLUE's submission files: `index` and `prediction`."""

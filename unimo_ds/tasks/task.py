@@ -49,6 +49,22 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """An answer beside the truth, for people.
+
+    Attributes:
+        answer, truth: in words.
+        worth: of the answer, by the measure of the task's score; more is better.
+        belief: probability that the model gives the truth: the finer order among answers of equal worth. None: there is none.
+    """
+
+    answer: str
+    truth: str
+    worth: float
+    belief: float | None = None
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokens of an example's texts, without special ones, and how many rows a text may have with them.
 
@@ -172,6 +188,14 @@ class Task(ABC, Generic[F]):
     @abstractmethod
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """What the answers to a whole set with labels are worth."""
+
+    def further_scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """Scores of `unimo-ds evaluate` alone, too slow for training; and which cannot be had here and why, a line each."""
+        return {}, []
+
+    @abstractmethod
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """Each answer to a set with labels beside the truth."""
 
     @abstractmethod
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:

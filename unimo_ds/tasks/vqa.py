@@ -29,7 +29,7 @@ from unimo_ds.metrics.answers import normalize_vqa_answer, vqa_accuracy, vqa_sof
 from unimo_ds.model.task_heads import AnswerHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import add_pair, pooled_image, pooled_text
-from unimo_ds.tasks.task import Example, Task, Tokens
+from unimo_ds.tasks.task import Example, Judged, Task, Tokens
 
 
 class Vqa(Task[VqaFiles]):
@@ -92,6 +92,20 @@ class Vqa(Task[VqaFiles]):
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return {"accuracy": vqa_accuracy(self._chosen(answers), [example.label for example in examples])}
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """The soft score of each answer, ordered by the probability of the one that most annotators gave."""
+        return [
+            self._judge(row_C, chosen, example.label)
+            for row_C, chosen, example in zip(answers, self._chosen(answers), examples, strict=True)
+        ]
+
+    def _judge(self, scores_C: Any, chosen: str, given: list[str]) -> Judged:
+        counts = Counter(map(normalize_vqa_answer, given)).most_common()
+        truth = ", ".join(f"{answer} ({count} of {len(given)})" for answer, count in counts)
+        number = self._numbers.get(counts[0][0])  # None: too rare to be a class
+        belief = 0.0 if number is None else float(torch.sigmoid(torch.as_tensor(scores_C[number], dtype=torch.float64)))
+        return Judged(chosen, truth, vqa_accuracy([chosen], [given]), belief)
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """The file that the VQA challenge takes."""

@@ -1,8 +1,8 @@
 """Texts that are generated: captions of images, and texts of texts (unimo-spec, 7.2 and 7.5).
 
-A training example is an image or `[CLS] source [SEP]`, which all rows see, and then `[CLS] target [SEP]`, each row of which
-sees what is before it and predicts the next word; the loss is the mean over all words of a step, with smoothed labels. To be
-evaluated, the target is searched for by `model.generation`.
+A training example is an image, with object tags or without, or `[CLS] source [SEP]`, which all rows see, and then
+`[CLS] target [SEP]`, each row of which sees what is before it and predicts the next word; the loss is the mean over all words
+of a step, with smoothed labels. To be evaluated, the target is searched for by `model.generation`.
 """
 
 import json
@@ -28,8 +28,11 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_WORD, PackedText, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
+from unimo_ds.errors import DamagedRecordError
 from unimo_ds.files import read_json, text_of
-from unimo_ds.metrics.captions import caption_scores
+from unimo_ds.metrics.captions import caption_scores, cider_d_each
+from unimo_ds.metrics.java import Program, program_scores
+from unimo_ds.metrics.ptb import tokenize
 from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
@@ -37,8 +40,9 @@ from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.files import opening
 from unimo_ds.tasks.id_files import read_id_captions
+from unimo_ds.tasks.object_tags import expect_names, object_tags, packed_tags
 from unimo_ds.tasks.sources import read_sources
-from unimo_ds.tasks.task import Example, Task, TaskBatch, Tokens
+from unimo_ds.tasks.task import Example, Judged, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
 F = TypeVar("F")
@@ -108,22 +112,47 @@ class Captioning(Writing[CaptionFiles]):
     chosen_by = "cider_d"
     ending = ".json"
 
+    def __init__(self, section: CaptioningSection, tokenizer: Tokenizer) -> None:
+        super().__init__(section, tokenizer)
+        self._tags = section.object_tags
+
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
+        if self._tags is not None:
+            expect_names(store)
         for number, name, captions in _captioned(files, self._tokenizer, rejects):
             key = files.images.format(name)
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
-            elif teach:
+                continue
+            try:
+                tags = () if self._tags is None else object_tags(store, key, self._tags)
+            except (ValueError, DamagedRecordError) as error:
+                rejects(f"{files.path}: {error}")
+                continue
+            if teach:
                 for caption in captions:
-                    yield Example(number, (), key, store, target=caption)
-            elif captions:
-                yield Example(number, (), key, store, label=captions)
+                    yield Example(number, tags, key, store, target=caption)
             else:
-                yield Example(number, (), key, store)
+                yield Example(number, tags, key, store, label=captions or None)
+
+    def source(self, tokens: Tokens) -> PackedText:
+        assert self._tags is not None
+        return packed_tags(tokens.texts[0], min(self._tags.most_tokens, tokens.limit))
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return caption_scores(answers, [example.label for example in examples])
+
+    def further_scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """METEOR and SPICE."""
+        return program_scores(["meteor", "spice"], answers, [example.label for example in examples])
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """CIDEr-D of each caption, with the frequencies of the whole set."""
+        labels = [example.label for example in examples]
+        words = [tokenize(answer) for answer in answers]
+        worths = cider_d_each(words, [[tokenize(caption) for caption in captions] for captions in labels])
+        return [Judged(*each) for each in zip(answers, map("\n".join, labels), worths, strict=True)]
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """COCO's results: `image_id` and `caption`."""
@@ -184,8 +213,20 @@ class TextWriting(Writing[TextFiles]):
                 yield Example(source.name, source.texts, label=source.target or None)
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
-        labels = [example.label for example in examples]
+        return self._scores(answers, [example.label for example in examples])
+
+    def _scores(self, answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
         return rouge(answers, labels) if self._metric == "rouge" else caption_scores(answers, [[label] for label in labels])
+
+    def further_scores(self, answers: Sequence[Any], examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """METEOR of questions."""
+        programs: list[Program] = ["meteor"] if self._metric == "bleu" else []
+        return program_scores(programs, answers, [[example.label] for example in examples])
+
+    def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
+        """The set's chief score, of each text alone."""
+        pairs = [(answer, example.label) for answer, example in zip(answers, examples, strict=True)]
+        return [Judged(answer, label, self._scores([answer], [label])[self.chosen_by]) for answer, label in pairs]
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """A line each, in the order of the set."""

@@ -10,6 +10,9 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from unimo_ds.regions import BACKGROUND, Regions
 
 COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#aa6e28", "#800000", "#808000", "#000080")
+SURE = 0.3
+"""A region less probable is not drawn by `draw_surest`: stores keep a minimum of regions, however doubtful."""
+_MOST_SURE = 8
 _LARGEST_LETTER = 48  # pixels; posters need no larger ones
 # Tried in this order, where the system has them, for letters that Pillow's own font lacks (it has Latin ones only).
 _OTHER_FONTS = (
@@ -130,6 +133,27 @@ def draw_regions(
         canvas.rectangle((x, y, x + sizes[index][0] - 1, y + sizes[index][1] - 1), fill=colour)
         canvas.text((x + 2 - left, y + 2 - top), texts[index], fill=letters_on(colour), font=fonts[index])
     return drawn
+
+
+def draw_surest(
+    image: Image.Image, regions: Regions, class_names: Sequence[str], attribute_names: Sequence[str]
+) -> tuple[Image.Image, str]:
+    """As `draw_regions`, the best regions of those that are sure enough, and in words how many they are.
+
+    The very best one if none is; without classes, nobody can say.
+
+    Args:
+        image: of any size; regions are resized to it.
+        regions: of the picture on disk.
+        class_names, attribute_names: as in `draw_regions`.
+    """
+    probability_R = np.where(regions.class_ids_RK != BACKGROUND, regions.class_probabilities_RK, 0).max(axis=1, initial=0)
+    sure = np.flatnonzero(probability_R >= SURE)[:_MOST_SURE]
+    classless = regions.class_ids_RK.shape[1] == 0
+    shown = regions.only(sure if len(sure) else slice(_MOST_SURE if classless else 1))
+    placed = resize_regions(shown, image.width, image.height)
+    drawn = draw_regions(image, placed, class_names, attribute_names, most=len(shown))
+    return drawn, f"{len(shown)} of {len(regions)} regions drawn"
 
 
 def letters_on(colour: str) -> str:

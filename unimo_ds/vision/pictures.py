@@ -7,6 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from unimo_ds.errors import ConfigError
+from unimo_ds.regions import Regions
+
+_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPEG")  # tried behind a key: published features name images without
+_CANVAS = "#eef1f5"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -19,6 +25,12 @@ class Picture:
     height: int = 3
 
 
+def check_folder(images: Path | None) -> None:
+    """Raises ConfigError where `--images` is given and is no folder."""
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images}: is no folder; expected the one below which the picture files are")
+
+
 def open_picture(root: Path, key: str) -> Image.Image | Picture:
     """The picture `key` below `root` in RGB, or what to show in its place."""
     path = root / key
@@ -29,6 +41,27 @@ def open_picture(root: Path, key: str) -> Image.Image | Picture:
         return Picture(key, "", f"missing: {path}")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return Picture(key, "", f"cannot be read: {path} ({type(error).__name__})")
+
+
+def picture_of(regions: Regions, key: str, images: Path | None) -> tuple[Image.Image, str]:
+    """The picture that regions were found in, or an empty canvas of its size, and a remark on it; no remark: all is well.
+
+    Args:
+        regions: of the image.
+        key: of the image in its store.
+        images: the folder that keys are paths below; None: there are no pictures.
+    """
+    canvas = Image.new("RGB", (max(regions.width, 1), max(regions.height, 1)), _CANVAS)
+    if images is None:
+        return canvas, "drawn without its picture: no --images folder was given"
+    found = next((key + suffix for suffix in _SUFFIXES if (images / (key + suffix)).is_file()), key)
+    picture = open_picture(images, found)
+    if isinstance(picture, Picture):
+        return canvas, picture.problem
+    if picture.size == (regions.width, regions.height):
+        return picture, ""
+    sizes = f"{picture.width}x{picture.height} pixels, its regions are of {regions.width}x{regions.height}"
+    return picture, f"{images / found} has {sizes}: another picture, or resized since"
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
