@@ -12,7 +12,10 @@ from unimo_ds.model.layers import Dropout, Embedding, Linear, layer_norm
 
 
 class TextEmbedding(nn.Module):
-    """`Dropout(LayerNorm(word + position))`; there are no segment embeddings (unimo-spec, 1.4)."""
+    """`Dropout(LayerNorm(word + position))`; there are no segment embeddings (unimo-spec, 1.4).
+
+    `perturbation_WD`, where there is one, is added to the sum (unimo-spec, 2.1).
+    """
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
@@ -21,8 +24,11 @@ class TextEmbedding(nn.Module):
         self.norm = layer_norm(model)
         self.dropout = Dropout(model.dropout)
 
-    def forward(self, token_ids_W: Tensor, token_positions_W: Tensor) -> Tensor:
-        embedded_WD: Tensor = self.dropout(self.norm(self.word(token_ids_W) + self.position(token_positions_W)))
+    def forward(self, token_ids_W: Tensor, token_positions_W: Tensor, perturbation_WD: Tensor | None = None) -> Tensor:
+        summed_WD = self.word(token_ids_W) + self.position(token_positions_W)
+        if perturbation_WD is not None:
+            summed_WD = summed_WD + perturbation_WD.to(summed_WD.dtype)
+        embedded_WD: Tensor = self.dropout(self.norm(summed_WD))
         return embedded_WD
 
 
@@ -56,8 +62,8 @@ class StreamEmbedding(nn.Module):
         self.text = TextEmbedding(model)
         self.region = RegionEmbedding(model)
 
-    def forward(self, batch: Batch) -> Tensor:
-        text_WD = self.text(batch.token_ids_W, batch.token_positions_W)
+    def forward(self, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+        text_WD = self.text(batch.token_ids_W, batch.token_positions_W, perturbation_WD)
         region_LD = self.region(batch)
         hidden_TD = text_WD.new_zeros(batch.positions, text_WD.shape[1])
         hidden_TD = hidden_TD.index_copy(0, batch.token_rows_W, text_WD)

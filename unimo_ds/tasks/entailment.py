@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch
-from unimo_ds.config import EntailmentFiles, ModelSection
+from unimo_ds.config import AdversarialSection, EntailmentFiles, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
@@ -16,21 +16,27 @@ from unimo_ds.errors import DataError
 from unimo_ds.metrics.classification import accuracy
 from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.adversarial import AdversarialTask
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
 from unimo_ds.tasks.files import lines, text_of
-from unimo_ds.tasks.task import Example, Task, Tokens
+from unimo_ds.tasks.task import Example, Tokens
 
 _CLASSES = ("entailment", "neutral", "contradiction")
 
 
-class Entailment(Task[EntailmentFiles]):
-    """SNLI-VE."""
+class Entailment(AdversarialTask[EntailmentFiles]):
+    """SNLI-VE.
+
+    Args:
+        adversarial: how it is taught on perturbed inputs, if it is.
+    """
 
     heads = ("text_pooler", "image_pooler")
     chosen_by = "accuracy"
     ending = ".jsonl"
 
-    def __init__(self) -> None:
+    def __init__(self, adversarial: AdversarialSection | None = None) -> None:
+        self.adversarial = adversarial
         self._classes = Classes(_CLASSES)
 
     def read(self, files: EntailmentFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
@@ -59,13 +65,19 @@ class Entailment(Task[EntailmentFiles]):
     def targets(self, examples: Sequence[Example]) -> Tensor:
         return self._classes.targets(examples)
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
-        hidden_TD = unimo.encode(batch)
+    def output(self, unimo: Unimo, head: nn.Module, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+        hidden_TD = unimo.encode(batch, perturbation_WD=perturbation_WD)
         scores_BC: Tensor = head(pooled_text(unimo, hidden_TD, batch) + pooled_image(unimo, hidden_TD, batch))
         return scores_BC
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return self._classes.losses(output, targets)
+
+    def scored(
+        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores_BC = self.output(unimo, head, batch, perturbation_WD)
+        return self.losses(scores_BC, targets), scores_BC
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return {"accuracy": accuracy(np.argmax(answers, axis=1), np.array([example.label for example in examples]))}
