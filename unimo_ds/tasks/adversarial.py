@@ -44,9 +44,10 @@ class AdversarialTask(Task[F]):
         return 1 if self.adversarial is None else VIEWS
 
     def cost(self, unimo: Unimo, head: nn.Module, batch: TaskBatch) -> Tensor:
-        """Of one round: the costs of all views by the number of rounds, and the divergences, which are not divided."""
-        if self.adversarial is None or batch.perturbation is None:
+        """Of one round: the costs of all views by the number of rounds, and the divergences, which are not divided by it."""
+        if batch.perturbation is None:
             return super().cost(unimo, head, batch)
+        assert self.adversarial is not None
         views, text_WD = batch.perturbation.views(batch.batch)
         losses_N, scores_NC = self.scored(unimo, head, views, batch.targets.repeat(VIEWS), text_WD)
         pure_NC, *others = scores_NC.chunk(VIEWS)
