@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 from tests.tasks.small_task import ANSWERS, CLASSES, IMAGES, Inputs, write_inputs
 from unimo_ds.cli import app
-from unimo_ds.config import load_finetune_config
+from unimo_ds.config import AdversarialSection, EntailmentFiles, TaskDataSection, load_finetune_config
 from unimo_ds.engine.checkpoint import best_checkpoint, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
 from unimo_ds.finetune import evaluate_finetuned, finetune, is_finetuned, predict_sets
+from unimo_ds.tasks.entailment import Entailment
+from unimo_ds.tasks.examples import ExampleSet, TaskSteps
+from unimo_ds.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,22 @@ def test_a_wrong_folder_of_pictures_is_named(tuned: dict[str, Path], tmp_path: P
     assert isinstance(shown.exception, ConfigError) and "is for the report of a fine-tuned run" in str(shown.exception)
 
 
+def test_a_perturbed_run_is_evaluated_without_perturbations(inputs: Inputs) -> None:
+    task = {**inputs.captioning(), "adversarial": {"rounds": 2, "learning_rate": 0.1}}
+    folder = run(inputs, "perturbed", task, epochs=2)
+    ((_, first), (_, last)) = numbers(folder, "eval/dev_cider_d")
+    assert evaluate_finetuned(folder, ["task.adversarial=null"])["dev_cider_d"] == pytest.approx(max(first, last), abs=1e-6)
+
+
+def test_all_views_of_perturbed_examples_count_in_the_budget_of_a_micro_batch(inputs: Inputs) -> None:
+    files = EntailmentFiles.model_validate(inputs.entailment()["train"])
+    tokenizer = Tokenizer(inputs.checkpoint / "tokenizer")
+    task = Entailment(tokenizer, AdversarialSection(learning_rate=0.1))
+    examples = ExampleSet("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
+    batches = TaskSteps(examples, batch_size=32, budget=300, seed=1, feature_width=24)[0].batches
+    assert sum(batch.count for batch in batches) == 32 and max(3 * batch.batch.positions for batch in batches) <= 300
+
+
 def test_a_finished_run_says_so_and_more_epochs_go_on(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(inputs, "longer", inputs.sentences(), epochs=1)
     run(inputs, "longer", inputs.sentences(), epochs=1)
@@ -210,6 +229,7 @@ def test_wrong_inputs_are_named(inputs: Inputs, tmp_path: Path, capsys: pytest.C
     [
         ("task.famly=vqa", r"unknown key task\.famly = 'vqa'; did you mean 'family'"),
         ("task.answers=3", r"unknown key task\.answers = 3; did you mean 'answer_count'|unknown key task\.answers"),
+        ("task.adversarial.rounds=2", r"unknown key task\.adversarial = "),
         ("task.family=video", r"task.*'video'.*'sentences', 'entailment', 'vqa'"),
         ("task.dev={}", r"task\.dev = \{\}"),
         ("training.epochs=0", r"training\.epochs = 0"),

@@ -66,6 +66,9 @@ class Counts:
         return torch.tensor([getattr(self, field.name) for field in fields(self)])
 
 
+_STREAM_ROWS = ("token_rows_W", "region_rows_L", "language_rows_M", "target_rows_G", "image_rows_I", "text_rows_X")
+
+
 @dataclass(frozen=True)
 class Batch:
     """One packed stream. Index tensors are int64 unless said otherwise.
@@ -147,6 +150,26 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; torch's DataLoader calls this by name."""
         return self._map(Tensor.pin_memory)
+
+    def repeated(self, times: int) -> "Batch":
+        """The stream `times` times, end to end; all copies show the same region vectors."""
+        rows = dict.fromkeys(_STREAM_ROWS, self.positions)
+        shifts = {**rows, **dict.fromkeys(("image_pairs_I", "text_pairs_X"), len(self.pair_groups_P))}
+
+        def copies(tensor: Tensor, shift: int | Tensor) -> list[Tensor]:
+            return [tensor + number * shift for number in range(times)]
+
+        start_4 = self.attention_tiles_N4.new_tensor([self.positions, 0, 0, 0])
+        made = {
+            "cu_seqlens_S1": torch.cat([self.cu_seqlens_S1[:1], *copies(self.cu_seqlens_S1[1:], self.positions)]),
+            # The tiles of the copies take turns, so that the longest work still comes first.
+            "attention_tiles_N4": torch.stack(copies(self.attention_tiles_N4, start_4), 1).flatten(0, 1),
+            "features_RF": self.features_RF,
+            "boxes_R5": self.boxes_R5,
+            **{name: torch.cat(copies(getattr(self, name), shift)) for name, shift in shifts.items()},
+        }
+        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in made}
+        return Batch(**made, **{name: torch.cat([tensor] * times) for name, tensor in kept.items()})
 
     def emptied(self) -> "Batch":
         """A batch of no sequences, with the same widths, types and device."""

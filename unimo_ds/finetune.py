@@ -16,11 +16,12 @@ from unimo_ds import distributed, nvidia_apex
 from unimo_ds.config import FinetuneConfig, ModelSection, TrainingSection, dump_config, load_finetune_config
 from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
-from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
+from unimo_ds.engine.engine import Engine, Passes, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
 from unimo_ds.errors import CheckpointError, DataError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.tasks.adversarial import Rounds
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tasks.families import files_of, make_task
 from unimo_ds.tasks.report import ReportSet, render_report
@@ -214,6 +215,10 @@ class FinetuningRun(TrainingRun):
 
     def _totals(self, counts: list[float]) -> TaskTotals:
         return TaskTotals(*counts)
+
+    def _passes(self, batches: list[TaskBatch]) -> Passes:
+        section = self._task.adversarial
+        return batches if section is None else Rounds(batches, section, self._start.model.hidden_size)
 
     def _report(self, step: int, interval: Interval, result: StepResult) -> None:
         values = {

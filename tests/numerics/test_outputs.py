@@ -31,9 +31,9 @@ def doubled(model: PretrainingModel) -> Weights:
     return {name.removeprefix("unimo."): p.detach().double().requires_grad_() for name, p in model.named_parameters()}
 
 
-def sequences(batch: Batch, weights: Weights) -> list[Tensor]:
-    """The last layer's rows of every sequence."""
-    embedded, starts = embed(batch, weights), batch.cu_seqlens_S1.tolist()
+def sequences(batch: Batch, weights: Weights, *deltas: Tensor | float | None) -> list[Tensor]:
+    """The last layer's rows of every sequence; `deltas` as `embed` takes them."""
+    embedded, starts = embed(batch, weights, *deltas), batch.cu_seqlens_S1.tolist()  # type: ignore[arg-type]
     spans = zip(starts, starts[1:], batch.prefix_lengths_S.tolist(), strict=False)
     return [encode(embedded[start:end], prefix, weights) for start, end, prefix in spans]
 

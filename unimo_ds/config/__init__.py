@@ -4,6 +4,7 @@
 """
 
 from unimo_ds.config.finetuning import (
+    AdversarialSection,
     CaptionFiles,
     CaptioningSection,
     DecodingSection,
@@ -44,6 +45,7 @@ from unimo_ds.config.reading import Section, dump_config
 
 __all__ = [
     "SIZES",
+    "AdversarialSection",
     "CandidatesSection",
     "CaptionFiles",
     "CaptioningSection",

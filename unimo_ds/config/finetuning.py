@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from unimo_ds.config.pretraining import OptimisationSection, TrainingSection
-from unimo_ds.config.reading import Beta, PositiveInt, Rate, Section, read_config
+from unimo_ds.config.reading import Beta, PositiveInt, Rate, Section, Weight, read_config
 
 SetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 AtLeastOne = Field(min_length=1)
@@ -81,6 +81,19 @@ class DecodingSection(Section):
         return self
 
 
+class AdversarialSection(Section):
+    """Adversarial training as the release has it, after VILLA (unimo-spec, 7.4; docs/tasks.md)."""
+
+    rounds: PositiveInt = 4  # passes of a step, after each of which the perturbations move
+    initial_magnitude: Weight = 0.4  # perturbations start at random, with about this norm over the square root of 3
+    learning_rate: Weight  # how far a perturbation moves after a round
+    # What has a larger norm makes a perturbation shorter, by this over that norm; 0: nothing does. In the release it is the
+    # gradient of the perturbation that has it, where VILLA says the perturbation itself.
+    largest_norm: Weight = 0.0
+    projection: Literal["gradient", "perturbation"] = "gradient"
+    divergence_weight: Weight = 1.0  # of the divergences between perturbed and pure outputs
+
+
 class SentencesSection(Section):
     """One or two sentences to a class or a number: SST-2, CoLA, MNLI, STS-B (unimo-spec, 7.1)."""
 
@@ -109,6 +122,7 @@ class EntailmentSection(Section):
     train: EntailmentFiles
     dev: Annotated[dict[SetName, EntailmentFiles], AtLeastOne]
     test: dict[SetName, EntailmentFiles] = Field(default_factory=dict)
+    adversarial: AdversarialSection | None = None
 
 
 class VqaSection(Section):
@@ -140,6 +154,7 @@ class CaptioningSection(Section):
     max_target_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]
     label_smoothing: Rate = 0.1
     decoding: DecodingSection = DecodingSection(longest=50, shortest=5)
+    adversarial: AdversarialSection | None = None
 
 
 class WritingSection(Section):

@@ -28,7 +28,10 @@ class VoiceEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """`Dropout(LayerNorm(word + position))`, in dialogues `+ role + turn`; no segment embeddings (unimo-spec, 1.4)."""
+    """`Dropout(LayerNorm(word + position))`, in dialogues `+ role + turn`; no segment embeddings (unimo-spec, 1.4).
+
+    `perturbation_WD`, where there is one, is added to the sum (unimo-spec, 2.1).
+    """
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
@@ -38,10 +41,12 @@ class TextEmbedding(nn.Module):
         self.norm = layer_norm(model)
         self.dropout = Dropout(model.dropout)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
         summed_WD = self.word(batch.token_ids_W) + self.position(batch.token_positions_W)
         if self.voice is not None:
             summed_WD = summed_WD + self.voice(batch.token_voices_W2)
+        if perturbation_WD is not None:
+            summed_WD = summed_WD + perturbation_WD.to(summed_WD.dtype)
         embedded_WD: Tensor = self.dropout(self.norm(summed_WD))
         return embedded_WD
 
@@ -76,8 +81,8 @@ class StreamEmbedding(nn.Module):
         self.text = TextEmbedding(model)
         self.region = RegionEmbedding(model)
 
-    def forward(self, batch: Batch) -> Tensor:
-        text_WD = self.text(batch)
+    def forward(self, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+        text_WD = self.text(batch, perturbation_WD)
         region_LD = self.region(batch)
         hidden_TD = text_WD.new_zeros(batch.positions, text_WD.shape[1])
         hidden_TD = hidden_TD.index_copy(0, batch.token_rows_W, text_WD)

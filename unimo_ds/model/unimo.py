@@ -72,15 +72,20 @@ class Unimo(nn.Module):
         """Adds the role and turn embeddings of dialogues, which pre-training does not have."""
         self.embedding.text.voice = VoiceEmbedding(model)
 
-    def encode(self, batch: Batch, attend: AttendInLayer | None = None) -> Tensor:
-        """The hidden states of the stream, [T, D]; `attend` as in `forward`."""
-        embedded_TD = self.embedding(batch)
+    def encode(self, batch: Batch, attend: AttendInLayer | None = None, perturbation_WD: Tensor | None = None) -> Tensor:
+        """The hidden states of the stream, [T, D]; `attend` and `perturbation_WD` as in `forward`."""
+        embedded_TD = self.embedding(batch, perturbation_WD)
         sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
         hidden_TD: Tensor = self.transformer(embedded_TD, sequences, attend)
         return hidden_TD
 
     def forward(
-        self, batch: Batch, want_logits: bool = False, attend: AttendInLayer | None = None, smoothing: float = 0.0
+        self,
+        batch: Batch,
+        want_logits: bool = False,
+        attend: AttendInLayer | None = None,
+        smoothing: float = 0.0,
+        perturbation_WD: Tensor | None = None,
     ) -> Outputs:
         """Encodes the stream and reads off all that the objectives need; of a head that was left out, nothing.
 
@@ -89,8 +94,9 @@ class Unimo(nn.Module):
             want_logits: also give the scores of every word at the language targets, for prediction.
             attend: attention of each layer, in place of every sequence's with itself (`model.generation`).
             smoothing: of the labels of words (`LanguageHead`).
+            perturbation_WD: added to the embedding of each token, before its LayerNorm.
         """
-        hidden_TD = self.encode(batch, attend)
+        hidden_TD = self.encode(batch, attend, perturbation_WD)
         nothing, logits_MV = hidden_TD.new_empty(0), None
         losses_M = features_GF = logits_GC = image_ID = text_XD = matching_J = temperature = nothing
         if self.language_head is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch
-from unimo_ds.config import EntailmentFiles, ModelSection
+from unimo_ds.config import AdversarialSection, EntailmentFiles, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
@@ -18,27 +18,30 @@ from unimo_ds.files import text_of
 from unimo_ds.metrics.classification import accuracy
 from unimo_ds.model.task_heads import EntailmentHead
 from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.adversarial import AdversarialTask
 from unimo_ds.tasks.classification import Classes, add_pair, pooled_image, pooled_text
 from unimo_ds.tasks.files import lines, opening
 from unimo_ds.tasks.id_files import Hypothesis, read_id_hypotheses
-from unimo_ds.tasks.task import Example, Judged, Task, Tokens
+from unimo_ds.tasks.task import Example, Judged, Tokens
 from unimo_ds.tokenizer import Tokenizer
 
 _CLASSES = ("entailment", "neutral", "contradiction")
 
 
-class Entailment(Task[EntailmentFiles]):
+class Entailment(AdversarialTask[EntailmentFiles]):
     """SNLI-VE.
 
     Args:
         tokenizer: of the run; for the release's files, which hold ids.
+        adversarial: how it is taught on perturbed inputs, if it is.
     """
 
     heads = ("text_pooler", "image_pooler")
     chosen_by = "accuracy"
     ending = ".jsonl"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, adversarial: AdversarialSection | None = None) -> None:
+        self.adversarial = adversarial
         self._tokenizer, self._classes = tokenizer, Classes(_CLASSES)
 
     def read(self, files: EntailmentFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
@@ -67,13 +70,19 @@ class Entailment(Task[EntailmentFiles]):
     def targets(self, examples: Sequence[Example]) -> Tensor:
         return self._classes.targets(examples)
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
-        hidden_TD = unimo.encode(batch)
+    def output(self, unimo: Unimo, head: nn.Module, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+        hidden_TD = unimo.encode(batch, perturbation_WD=perturbation_WD)
         scores_BC: Tensor = head(pooled_text(unimo, hidden_TD, batch) + pooled_image(unimo, hidden_TD, batch))
         return scores_BC
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return self._classes.losses(output, targets)
+
+    def scored(
+        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores_BC = self.output(unimo, head, batch, perturbation_WD)
+        return self.losses(scores_BC, targets), scores_BC
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return {"accuracy": accuracy(np.argmax(answers, axis=1), np.array([example.label for example in examples]))}

@@ -151,7 +151,7 @@ class TaskSteps(Dataset[StepData[TaskBatch]]):
 
     def __init__(self, examples: ExampleSet, batch_size: int, budget: int, seed: int, feature_width: int) -> None:
         longest = max(range(len(examples)), key=examples.positions)
-        if (most := examples.positions(longest)) > budget:
+        if (most := examples.task.views * examples.positions(longest)) > budget:
             name = examples.examples[longest].name
             raise ConfigError(
                 f"data.positions_per_micro_batch = {budget}: example {name!r} of {examples.name} alone "
@@ -162,8 +162,8 @@ class TaskSteps(Dataset[StepData[TaskBatch]]):
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
 
     def __getitem__(self, step: int) -> StepData[TaskBatch]:
-        draws = order(self._seed, self._mixture, step)
-        items = [Item(draw, (), self._examples.positions(draw.index)) for draw in draws]
+        draws, views = order(self._seed, self._mixture, step), self._examples.task.views
+        items = [Item(draw, (), views * self._examples.positions(draw.index)) for draw in draws]
         mine = [ranks[self._rank] for ranks in share(items, self._world_size, self._budget)]
         problems: list[str] = []
         numbers = [[item.draw.index for item in micro] for micro in mine]

@@ -36,7 +36,7 @@ def make_task(section: TaskSection, tokenizer: Tokenizer, facts: dict[str, Any] 
         case SentencesSection():
             return Sentences(section)
         case EntailmentSection():
-            return Entailment(tokenizer)
+            return Entailment(tokenizer, section.adversarial)
         case VqaSection():
             return Vqa(common_answers(section) if facts is None else facts["answers"])
         case CaptioningSection():

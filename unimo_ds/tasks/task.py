@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from unimo_ds import distributed
 from unimo_ds.batch import Batch
-from unimo_ds.config import ModelSection
+from unimo_ds.config import AdversarialSection, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.perturbation import Perturbation
 
 F = TypeVar("F")
 
@@ -98,11 +99,15 @@ class TaskTotals:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A packed stream with what is to be predicted; the loss is a mean over `count` of it."""
+    """A packed stream with what is to be predicted; the loss is a mean over `count` of it.
+
+    `perturbation` is what a round of adversarial training adds to its inputs.
+    """
 
     batch: Batch
     targets: Tensor
     count: int
+    perturbation: Perturbation | None = None
 
     def counts(self) -> TaskCounts:
         """The denominators of this batch's loss."""
@@ -125,17 +130,24 @@ class Task(ABC, Generic[F]):
         chosen_by: name of the number, among those of `score`, by which the best checkpoint is chosen.
         ending: of the files that `predictions` are written to.
         voices: whether its texts are dialogues, whose roles and turns are embedded as well.
+        adversarial: how it is taught on perturbed inputs, which an `AdversarialTask` can be; None: it is not.
     """
 
     heads: tuple[str, ...]
     chosen_by: str
     ending: str
     voices = False
+    adversarial: AdversarialSection | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the numbers of the head stand for: a checkpoint keeps it, and a head is only used for the same."""
         return {}
+
+    @property
+    def views(self) -> int:
+        """How often an example stands in the stream while it is taught."""
+        return 1
 
     @abstractmethod
     def read(self, files: F, rejects: Rejects, teach: bool) -> Iterator[Example]:
@@ -181,6 +193,10 @@ class Task(ABC, Generic[F]):
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """What each of the outputs costs, float32."""
 
+    def cost(self, unimo: Unimo, head: nn.Module, batch: TaskBatch) -> Tensor:
+        """What the outputs of a stream cost together, a float32 scalar."""
+        return self.losses(self.output(unimo, head, batch.batch), batch.targets).sum()
+
     def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> list[Any]:
         """The answer to each example of a stream; every rank must call it as often."""
         return list(self.output(unimo, head, batch).cpu().numpy())
@@ -222,8 +238,7 @@ class TaskModel(nn.Module):
 
         The loss is a scalar whose gradient, averaged over ranks as data parallelism does, is the gradient of the step's loss.
         """
-        losses = self._task.losses(self._task.output(self.unimo, self.head, batch.batch), batch.targets)
-        share = losses.sum() / max(1.0, totals.targets)
+        share = self._task.cost(self.unimo, self.head, batch) / max(1.0, totals.targets)
         return share * distributed.world_size(), share.detach()[None]
 
     def answers(self, batch: Batch) -> list[Any]:

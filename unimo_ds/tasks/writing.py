@@ -37,6 +37,7 @@ from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.adversarial import AdversarialTask
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.files import opening
 from unimo_ds.tasks.id_files import read_id_captions
@@ -106,7 +107,7 @@ class Writing(Task[F]):
         """As `Task.read`."""
 
 
-class Captioning(Writing[CaptionFiles]):
+class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
     """Captions of images."""
 
     chosen_by = "cider_d"
@@ -115,6 +116,13 @@ class Captioning(Writing[CaptionFiles]):
     def __init__(self, section: CaptioningSection, tokenizer: Tokenizer) -> None:
         super().__init__(section, tokenizer)
         self._tags = section.object_tags
+        self.adversarial = section.adversarial
+
+    def scored(
+        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        outputs = unimo(batch, want_logits=True, smoothing=self._smoothing, perturbation_WD=perturbation_WD)
+        return outputs.language_losses_M, outputs.language_logits_MV
 
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
