@@ -113,7 +113,7 @@ def test_a_report_shows_the_best_and_the_worst_answers(
         shown = 20 if family != "captioning" else len(json.loads((inputs.folder / "dev_captions.json").read_text())["images"])
         assert page.count("<article") == shown and "Best" in page and "Worst" in page, "of a small set each example once"
         assert page.count("data:image/jpeg") == (shown if family in ("entailment", "vqa", "captioning") else 0)
-        assert "regions drawn" in page or family in ("sentences", "writing")
+        assert "regions drawn" in page or family in ("sentences", "writing", "dialogue")
         assert "http" not in page and "no --images folder" not in page
     assert capsys.readouterr().out.count("report.html: the best and worst answers") == len(tuned)
     evaluate_finetuned(tuned["vqa"], [])
