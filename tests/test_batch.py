@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.distributed.joining import join
 from tests.helpers import CLASSES, VOCABULARY, WIDTH, random_batch
 from unimo_ds.batch import Batch, Counts, Kind, Target
+from unimo_ds.kernels.attention import TILE_ROWS
 from unimo_ds.tokenizer import CLS, SEP
 
 INT32 = {"cu_seqlens_S1", "prefix_lengths_S", "attention_tiles_N4"}
@@ -94,6 +95,24 @@ def test_counts_are_the_targets_of_each_objective() -> None:
 @given(batches(), batches())
 def test_counts_of_joined_batches_are_sums(first: Batch, second: Batch) -> None:
     assert join([first, second]).counts() == first.counts() + second.counts()
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(batches())
+def test_a_repeated_batch_is_its_copies_joined_with_the_vectors_stored_once(batch: Batch) -> None:
+    repeated, joined = batch.repeated(3), join([batch] * 3)
+    shown = [each.features_RF[each.region_sources_L] for each in (repeated, joined)]
+    asked = [each.boxes_R5[each.target_sources_G] for each in (repeated, joined)]
+    assert torch.equal(*shown) and torch.equal(*asked) and len(repeated.features_RF) == len(batch.features_RF)
+    tiles = [each.attention_tiles_N4.tolist() for each in (repeated, joined)]
+    assert sorted(tiles[0]) == sorted(tiles[1])
+    work = [max(prefix, min(first + TILE_ROWS, length)) for _, length, prefix, first in tiles[0]]
+    assert work == sorted(work, reverse=True)
+    own = {"features_RF", "boxes_R5", "region_sources_L", "target_sources_G", "attention_tiles_N4"}
+    for field in fields(Batch):
+        found, expected = getattr(repeated, field.name), getattr(joined, field.name)
+        assert found.dtype == expected.dtype, field.name
+        assert field.name in own or torch.equal(found, expected), field.name
 
 
 def test_counts_add_and_stand_in_the_order_of_their_fields() -> None:

@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 from tests.tasks.small_task import ANSWERS, CLASSES, IMAGES, Inputs, write_inputs
 from unimo_ds.cli import app
-from unimo_ds.config import load_finetune_config
+from unimo_ds.config import AdversarialSection, EntailmentFiles, TaskDataSection, load_finetune_config
 from unimo_ds.engine.checkpoint import best_checkpoint, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
 from unimo_ds.finetune import evaluate_finetuned, finetune, is_finetuned, predict_sets
+from unimo_ds.tasks.entailment import Entailment
+from unimo_ds.tasks.examples import ExampleSet, TaskSteps
+from unimo_ds.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def numbers(folder: Path, name: str) -> list[tuple[int, float]]:
         ("retrieval", "mean_r1", 0.8, 30),
         ("captioning", "cider_d", 5.0, 16),
         ("writing", "rouge_l", 0.85, 24),
+        ("dialogue", "f1", 0.95, 32),
     ],
 )
 def test_every_family_learns_and_is_worth_the_same_when_opened_again(
@@ -63,7 +67,7 @@ def tuned(inputs: Inputs) -> dict[str, Path]:
     """A short run of every family."""
     return {
         family: run(inputs, f"short_{family}", getattr(inputs, family)(), "data.workers=1", epochs=1)
-        for family in ("sentences", "entailment", "vqa", "retrieval", "captioning", "writing")
+        for family in ("sentences", "entailment", "vqa", "retrieval", "captioning", "writing", "dialogue")
     }
 
 
@@ -87,6 +91,10 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
     assert all(type(each["image_id"]) is int and type(each["caption"]) is str for each in json.loads(captioning.read_text()))
     (writing,) = predict_sets(tuned["writing"], tmp_path / "writing", [])
     assert writing.name == "dev.txt" and len(writing.read_text().splitlines()) == 20
+    (dialogue,) = predict_sets(tuned["dialogue"], tmp_path / "dialogue", [])
+    rows = json.loads(dialogue.read_text())
+    assert [(row["id"], row["turn_id"]) for row in rows] == [(f"story {n}", turn) for n in range(10) for turn in (1, 2)]
+    assert all(type(row["answer"]) is str for row in rows)
 
 
 def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path], tmp_path: Path) -> None:
@@ -106,10 +114,11 @@ def test_a_report_shows_the_best_and_the_worst_answers(
         checkpoint = best_checkpoint(folder / "checkpoints")
         assert checkpoint is not None and json.loads((checkpoint / "evaluation.json").read_text()) == found
         page = (checkpoint / "report.html").read_text()
-        shown = 20 if family != "captioning" else len(json.loads((inputs.folder / "dev_captions.json").read_text())["images"])
+        listed = {"captioning": "dev_captions.json", "retrieval": "dev_flickr.json"}.get(family)
+        shown = len(json.loads((inputs.folder / listed).read_text())["images"]) if listed is not None else 20
         assert page.count("<article") == shown and "Best" in page and "Worst" in page, "of a small set each example once"
-        assert page.count("data:image/jpeg") == (shown if family in ("entailment", "vqa", "captioning") else 0)
-        assert "regions drawn" in page or family in ("sentences", "writing")
+        assert page.count("data:image/jpeg") == (0 if family in ("sentences", "writing", "dialogue") else shown)
+        assert "regions drawn" in page or family in ("sentences", "writing", "dialogue")
         assert "http" not in page and "no --images folder" not in page
     assert capsys.readouterr().out.count("report.html: the best and worst answers") == len(tuned)
     evaluate_finetuned(tuned["vqa"], [])
@@ -132,6 +141,22 @@ def test_a_wrong_folder_of_pictures_is_named(tuned: dict[str, Path], tmp_path: P
         evaluate_finetuned(tuned["vqa"], [], tmp_path / "nowhere")
     shown = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--images", str(tmp_path)])
     assert isinstance(shown.exception, ConfigError) and "is for the report of a fine-tuned run" in str(shown.exception)
+
+
+def test_a_perturbed_run_is_evaluated_without_perturbations(inputs: Inputs) -> None:
+    task = {**inputs.captioning(), "adversarial": {"rounds": 2, "learning_rate": 0.1}}
+    folder = run(inputs, "perturbed", task, epochs=2)
+    ((_, first), (_, last)) = numbers(folder, "eval/dev_cider_d")
+    assert evaluate_finetuned(folder, ["task.adversarial=null"])["dev_cider_d"] == pytest.approx(max(first, last), abs=1e-6)
+
+
+def test_all_views_of_perturbed_examples_count_in_the_budget_of_a_micro_batch(inputs: Inputs) -> None:
+    files = EntailmentFiles.model_validate(inputs.entailment()["train"])
+    tokenizer = Tokenizer(inputs.checkpoint / "tokenizer")
+    task = Entailment(tokenizer, AdversarialSection(learning_rate=0.1))
+    examples = ExampleSet("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
+    batches = TaskSteps(examples, batch_size=32, budget=300, seed=1, feature_width=24)[0].batches
+    assert sum(batch.count for batch in batches) == 32 and max(3 * batch.batch.positions for batch in batches) <= 300
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +183,23 @@ def test_a_start_gives_its_weights_and_a_head_only_for_the_same_answers(inputs: 
     fresh = run(inputs, "fresh", inputs.vqa(), f"init={start}", "random_weights=true", *still, epochs=1)
     after = load_file(fresh / "checkpoints/step-00000004/model.safetensors")
     assert not after["embedding.text.word.weight"].allclose(before["embedding.text.word.weight"], atol=1e-3)
+
+
+def test_roles_and_turns_are_new_once_and_go_on_in_dialogues_alone(inputs: Inputs, tuned: dict[str, Path]) -> None:
+    still = ("training.learning_rate=1e-12", "training.weight_decay=0")
+    end = "checkpoints/step-00000004/model.safetensors"
+    before, pretrained = load_file(tuned["dialogue"] / end), load_file(inputs.checkpoint / "model.safetensors")
+    voices = {name: value for name, value in before.items() if "embedding.text.voice" in name}
+    assert [tuple(value.shape) for value in voices.values()] == [(3, 32), (16, 32)]
+    assert not any("voice" in name for name in pretrained)
+    again, other = (
+        load_file(
+            run(inputs, f"{family}_after", getattr(inputs, family)(), f"init={tuned['dialogue']}", *still, epochs=1) / end
+        )
+        for family in ("dialogue", "writing")
+    )
+    assert all(again[name].allclose(value, atol=1e-7) for name, value in before.items())
+    assert set(before) - set(other) == set(voices)
 
 
 def test_a_run_is_not_resumed_with_other_answers(inputs: Inputs) -> None:
@@ -192,6 +234,7 @@ def test_wrong_inputs_are_named(inputs: Inputs, tmp_path: Path, capsys: pytest.C
     [
         ("task.famly=vqa", r"unknown key task\.famly = 'vqa'; did you mean 'family'"),
         ("task.answers=3", r"unknown key task\.answers = 3; did you mean 'answer_count'|unknown key task\.answers"),
+        ("task.adversarial.rounds=2", r"unknown key task\.adversarial = "),
         ("task.family=video", r"task.*'video'.*'sentences', 'entailment', 'vqa'"),
         ("task.dev={}", r"task\.dev = \{\}"),
         ("training.epochs=0", r"training\.epochs = 0"),

@@ -66,6 +66,9 @@ class Counts:
         return torch.tensor([getattr(self, field.name) for field in fields(self)])
 
 
+_STREAM_ROWS = ("token_rows_W", "region_rows_L", "language_rows_M", "target_rows_G", "image_rows_I", "text_rows_X")
+
+
 @dataclass(frozen=True)
 class Batch:
     """One packed stream. Index tensors are int64 unless said otherwise.
@@ -76,6 +79,7 @@ class Batch:
         attention_tiles_N4: int32, the sequences cut into tiles of 64 rows, the longest work first: for each tile its sequence's
             first row, length and prefix, and its own first row inside the sequence (`kernels.attention.tile_list`).
         token_ids_W, token_positions_W, token_rows_W: each text token's id, position id and row of the stream.
+        token_voices_W2: who says it in a dialogue, and how many utterances ago (`model.embeddings.VoiceEmbedding`); else 0, 0.
         features_RF: float16 region vectors as stored, the [IMG] means among them; the model converts them where it computes.
         boxes_R5: float32 location features.
         region_sources_L, region_rows_L: which vector is shown at which row of the stream.
@@ -96,6 +100,7 @@ class Batch:
     token_ids_W: Tensor
     token_positions_W: Tensor
     token_rows_W: Tensor
+    token_voices_W2: Tensor
     features_RF: Tensor
     boxes_R5: Tensor
     region_sources_L: Tensor
@@ -145,6 +150,26 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; torch's DataLoader calls this by name."""
         return self._map(Tensor.pin_memory)
+
+    def repeated(self, times: int) -> "Batch":
+        """The stream `times` times, end to end; all copies show the same region vectors."""
+        rows = dict.fromkeys(_STREAM_ROWS, self.positions)
+        shifts = {**rows, **dict.fromkeys(("image_pairs_I", "text_pairs_X"), len(self.pair_groups_P))}
+
+        def copies(tensor: Tensor, shift: int | Tensor) -> list[Tensor]:
+            return [tensor + number * shift for number in range(times)]
+
+        start_4 = self.attention_tiles_N4.new_tensor([self.positions, 0, 0, 0])
+        made = {
+            "cu_seqlens_S1": torch.cat([self.cu_seqlens_S1[:1], *copies(self.cu_seqlens_S1[1:], self.positions)]),
+            # The tiles of the copies take turns, so that the longest work still comes first.
+            "attention_tiles_N4": torch.stack(copies(self.attention_tiles_N4, start_4), 1).flatten(0, 1),
+            "features_RF": self.features_RF,
+            "boxes_R5": self.boxes_R5,
+            **{name: torch.cat(copies(getattr(self, name), shift)) for name, shift in shifts.items()},
+        }
+        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in made}
+        return Batch(**made, **{name: torch.cat([tensor] * times) for name, tensor in kept.items()})
 
     def emptied(self) -> "Batch":
         """A batch of no sequences, with the same widths, types and device."""

@@ -16,11 +16,12 @@ from unimo_ds import distributed, nvidia_apex
 from unimo_ds.config import FinetuneConfig, ModelSection, TrainingSection, dump_config, load_finetune_config
 from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
-from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
+from unimo_ds.engine.engine import Engine, Passes, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
 from unimo_ds.errors import CheckpointError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.tasks.adversarial import Rounds
 from unimo_ds.tasks.answering import answers_of, score_set
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tasks.families import files_of, make_task
@@ -30,6 +31,8 @@ from unimo_ds.tokenizer import Tokenizer
 from unimo_ds.training_run import Interval, TrainingRun, go_on_from
 from unimo_ds.training_run import start as start_run
 from unimo_ds.vision.pictures import check_folder
+
+_NEW_AT_FINE_TUNING = ("head.", "unimo.embedding.text.voice.")  # parameters that a start may lack
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,8 @@ def build_model(task: Task[Any], model: ModelSection) -> TaskModel:
     """The model with a task's head, and with those of its own that the task reads."""
     unimo = Unimo(model)
     unimo.keep_heads(task.heads)
+    if task.voices:
+        unimo.add_voices(model)
     return TaskModel(unimo, task, model)
 
 
@@ -179,7 +184,7 @@ def _fitting_weights(task: Task[Any], start: Start) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         wanted = {name: parameter.shape for name, parameter in build_model(task, start.model).named_parameters()}
     fitting = {name: weights[name] for name, shape in wanted.items() if name in weights and weights[name].shape == shape}
-    lacking = [name for name in wanted if name not in fitting and not name.startswith("head.")]
+    lacking = [name for name in wanted if name not in fitting and not name.startswith(_NEW_AT_FINE_TUNING)]
     if lacking:
         raise CheckpointError(
             f"init = {start.checkpoint}: lacks {', '.join(lacking[:3])}{' and others' if len(lacking) > 3 else ''}: it was "
@@ -211,6 +216,10 @@ class FinetuningRun(TrainingRun):
 
     def _totals(self, counts: list[float]) -> TaskTotals:
         return TaskTotals(*counts)
+
+    def _passes(self, batches: list[TaskBatch]) -> Passes:
+        section = self._task.adversarial
+        return batches if section is None else Rounds(batches, section, self._start.model.hidden_size)
 
     def _report(self, step: int, interval: Interval, result: StepResult) -> None:
         values = {

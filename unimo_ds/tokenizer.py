@@ -20,6 +20,7 @@ CLS, PAD, SEP, UNK = 0, 1, 2, 3
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 _MASK_TOKEN = "<mask>"
 _FILES = ("vocab.json", "merges.txt")
+_PUBLISHED = "cf7dfe2edb16694dbd457167f91398c9c6afd78930b22c4167ee40e86b878c5d"  # RoBERTa's pieces of text, ids 4 to 50260
 _SPACES = "ĠĊĉč"  # space, line feed, tab and carriage return in the byte-level alphabet; Python counts them as letters
 
 
@@ -68,8 +69,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
-        text: str = self._fast.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+        return self.exact_text(ids).strip()
+
+    def exact_text(self, ids: Iterable[int]) -> str:
+        """Text of `ids` with the spaces around it: what was encoded, and encodes to the same ids again."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def token(self, index: int) -> str:
         """The piece of text that one id stands for, special tokens by name."""
@@ -91,6 +96,24 @@ class Tokenizer:
         for token, index in self._vocabulary.items():
             begins[index] = token[0] in _SPACES
         return begins
+
+    @cached_property
+    def is_published(self) -> bool:
+        """Whether it has RoBERTa's vocabulary, which is the original UNIMO's: then ids of the release's files mean the same."""
+        pieces = sorted(self._vocabulary, key=self._vocabulary.__getitem__)[len(_SPECIAL) : 50261]
+        return hashlib.sha256("\n".join(pieces).encode()).hexdigest() == _PUBLISHED
+
+    @cached_property
+    def from_gpt2_V(self) -> npt.NDArray[np.int64]:
+        """For each id as GPT-2 counts, the id here.
+
+        GPT-2 counts the 256 bytes first and then the merges in their order; RoBERTa has the same pieces by frequency.
+        """
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        lines = (self.folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = ["".join(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        return np.array([self._vocabulary[piece] for piece in [*sorted(ByteLevel.alphabet()), *merges]])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from unimo_ds import distributed
 from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
 from unimo_ds.engine.checkpoint import Extras, save_checkpoint
-from unimo_ds.engine.engine import Engine, StepResult
+from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.errors import UnimoError
@@ -84,6 +84,10 @@ class TrainingRun(ABC):
     def _totals(self, counts: list[float]) -> StepTotals:
         """The denominators, from the counts of the batches summed over ranks."""
 
+    def _passes(self, batches: list[Any]) -> Passes:
+        """What the engine runs of the micro-batches of a step: each of them once."""
+        return batches
+
     @abstractmethod
     def _report(self, step: int, interval: Interval, result: StepResult) -> None:
         """One line of the log. Every rank calls it."""
@@ -148,7 +152,7 @@ class TrainingRun(ABC):
         # Dropout is a function of (seed, step, rank), so that a resumed run repeats it without stored generator states.
         torch.manual_seed(hash((self._seed, step_data.step, distributed.rank())) & 0x7FFFFFFF)
         batches = [batch.to(distributed.device()) for batch in step_data.batches]
-        result = self._engine.step(step_data.step, batches, totals)
+        result = self._engine.step(step_data.step, self._passes(batches), totals)
         self._samples.write(step_data.step + 1, [(draw.corpus, draw.number, draw.index) for draw in step_data.draws])
         return result
 

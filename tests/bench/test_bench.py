@@ -20,7 +20,8 @@ def test_useful_operations_of_a_known_case() -> None:
     model = contenders.shape("tiny").model_copy(update={"layers": 1})
     batch = workload.packed(workload.documents(1))
     positions, width, targets = batch.positions, model.hidden_size, len(batch.language_labels_M)
-    forward = 24 * width**2 * positions + 4 * width * positions**2 + 2 * targets * (width**2 + width * model.vocabulary_size)
+    layer = 6 * width**2 * positions + 4 * width * positions**2 + 18 * width**2 * targets
+    forward = layer + 2 * targets * (width**2 + width * model.vocabulary_size)
     assert workload.useful_flops(batch, model) == pytest.approx(3 * forward)
 
 

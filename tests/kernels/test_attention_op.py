@@ -248,12 +248,17 @@ def test_two_layers_encode_each_sequence_as_if_it_were_alone(rate: float) -> Non
     transformer = Transformer(TINY.model_copy(update={"attention_dropout": rate}))
     hidden = torch.randn(sum(LENGTHS), TINY.hidden_size, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
-    whole = transformer(hidden, cut(LENGTHS, PREFIXES))
+    whole = transformer(hidden, cut(LENGTHS, PREFIXES), torch.arange(len(hidden)))
     if rate:
         transformer.activation_checkpointing = True
         torch.manual_seed(1)
-        assert torch.equal(transformer(hidden, cut(LENGTHS, PREFIXES)), whole)
+        assert torch.equal(transformer(hidden, cut(LENGTHS, PREFIXES), torch.arange(len(hidden))), whole)
         return
     parts = hidden.split(LENGTHS)
-    alone = [transformer(part, cut([length], [prefix])) for part, length, prefix in zip(parts, LENGTHS, PREFIXES, strict=True)]
+    alone = [
+        transformer(part, cut([length], [prefix]), torch.arange(length))
+        for part, length, prefix in zip(parts, LENGTHS, PREFIXES, strict=True)
+    ]
     torch.testing.assert_close(whole, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    read = torch.tensor([5, 0, 5])
+    torch.testing.assert_close(transformer(hidden, cut(LENGTHS, PREFIXES), read), whole[read], atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,10 @@ def logged(folder: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
+def adversarial(task: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {**task, "adversarial": {"rounds": 2, "learning_rate": 0.1, "largest_norm": 0.01, **settings}}
+
+
 @pytest.mark.parametrize(
     ("family", "score"),
     [
@@ -33,6 +38,7 @@ def logged(folder: Path, key: str) -> list[float]:
         ("retrieval", "mean_r1"),
         ("captioning", "cider_d"),
         ("writing", "rouge_l"),
+        ("dialogue", "f1"),
     ],
 )
 def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str, score: str) -> None:
@@ -48,10 +54,29 @@ def test_two_ranks_train_and_score_as_one(inputs: Inputs, family: str, score: st
         assert len(one) >= 3 and two == pytest.approx(one, rel=2e-4, abs=allowed), key
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs: Inputs) -> None:
-    whole = inputs.config("whole", inputs.vqa(), epochs=6)
+@pytest.mark.parametrize("family", ["entailment", "captioning"])
+def test_two_ranks_perturb_as_one(inputs: Inputs, family: str) -> None:
+    """From a start that draws nothing; afterwards gradients move the perturbations, and their norms shorten some of them."""
+    folders = []
+    for world in (1, 2):
+        name = f"adversarial_{family}_{world}"
+        task = adversarial(getattr(inputs, family)(), initial_magnitude=0.0)
+        small_run.run(inputs.config(name, task, epochs=2, learning_rate=1e-3), world, module=MODULE)
+        folders.append(inputs.folder / name)
+    for key in ("loss", "grad_norm"):
+        one, two = (logged(folder, key) for folder in folders)
+        assert len(one) >= 3 and two == pytest.approx(one, rel=2e-4, abs=2e-4), key
+
+
+@pytest.mark.parametrize("family", ["vqa", "adversarial_entailment"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs: Inputs, family: str) -> None:
+    task = inputs.vqa() if family == "vqa" else adversarial(inputs.entailment())
+    whole = inputs.config(f"whole_{family}", task, epochs=6)
     small_run.run(whole, 2, module=MODULE)
-    config, folder = inputs.config("killed", inputs.vqa(), epochs=6, checkpoints_per_epoch=2), inputs.folder / "killed"
+    config, folder = (
+        inputs.config(f"killed_{family}", task, epochs=6, checkpoints_per_epoch=2),
+        inputs.folder / f"killed_{family}",
+    )
     processes = small_run.start(config, 2, module=MODULE)
     deadline = time.monotonic() + 120
     while len(small_run.metrics(folder)) < 9 and time.monotonic() < deadline:
@@ -60,8 +85,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs: Inputs) -> None
     small_run.finish(processes, timeout=60)
     assert not (folder / "DONE").exists()
     small_run.run(config, 2, module=MODULE)
-    assert logged(folder, "loss") == logged(inputs.folder / "whole", "loss")
-    assert logged(folder, "eval/dev_accuracy")[-1] == logged(inputs.folder / "whole", "eval/dev_accuracy")[-1]
+    expected = inputs.folder / f"whole_{family}"
+    assert logged(folder, "loss") == logged(expected, "loss")
+    assert logged(folder, "eval/dev_accuracy")[-1] == logged(expected, "eval/dev_accuracy")[-1]
 
 
 def test_what_is_wrong_is_said_once(inputs: Inputs) -> None:

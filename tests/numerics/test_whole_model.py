@@ -35,19 +35,24 @@ def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def embed(batch: Batch, weights: Weights) -> Tensor:
-    """Every row of the stream before the first layer (spec 2.1)."""
+def embed(batch: Batch, weights: Weights, text_delta: Tensor | float = 0.0, region_delta: Tensor | None = None) -> Tensor:
+    """Every row of the stream before the first layer, with what perturbs tokens and places of regions (spec 2.1)."""
     rows: list[Tensor | None] = [None] * batch.positions
     text = (
         weights["embedding.text.word.weight"][batch.token_ids_W]
         + weights["embedding.text.position.weight"][batch.token_positions_W]
+        + text_delta
     )
+    if "embedding.text.voice.role.weight" in weights:
+        text = text + weights["embedding.text.voice.role.weight"][batch.token_voices_W2[:, 0]]
+        text = text + weights["embedding.text.voice.turn.weight"][batch.token_voices_W2[:, 1]]
     for row, vector in zip(batch.token_rows_W.tolist(), layer_norm(text, weights, "embedding.text.norm"), strict=True):
         rows[row] = vector
-    for source, row, hidden in zip(
-        batch.region_sources_L.tolist(), batch.region_rows_L.tolist(), batch.region_hidden_L.tolist(), strict=True
+    deltas = torch.zeros(len(batch.region_rows_L), 1) if region_delta is None else region_delta
+    for source, row, hidden, delta in zip(
+        batch.region_sources_L.tolist(), batch.region_rows_L.tolist(), batch.region_hidden_L.tolist(), deltas, strict=True
     ):
-        feature = torch.zeros(TINY.feature_width).double() if hidden else batch.features_RF[source].double()
+        feature = torch.zeros(TINY.feature_width).double() if hidden else batch.features_RF[source].double() + delta
         both = linear(feature, weights, "embedding.region.feature") + linear(
             batch.boxes_R5[source].double(), weights, "embedding.region.location"
         )

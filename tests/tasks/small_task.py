@@ -120,6 +120,12 @@ class Inputs:
         task = {"family": "writing", "metric": "rouge", "train": files["train"], "dev": {"dev": files["dev"]}}
         return {**task, "decoding": {"beams": 2, "longest": 10}}
 
+    def dialogue(self) -> dict[str, Any]:
+        """The colour that belongs to the noun of a story, asked for twice."""
+        files = {name: {"path": str(self.folder / f"dialogue_{name}.json")} for name in ("train", "dev")}
+        task = {"family": "dialogue", "train": files["train"], "dev": {"dev": files["dev"]}}
+        return {**task, "decoding": {"beams": 2, "longest": 6, "length_penalty": 0.0}}
+
 
 def write_inputs(folder: Path) -> Inputs:
     """Files, a regions store, a tokenizer and a checkpoint of random weights."""
@@ -187,8 +193,17 @@ def _write_set(folder: Path, name: str, count: int, rng: np.random.Generator) ->
     (folder / f"{name}_captions.json").write_text(json.dumps({"images": listed, "annotations": told}))
     texts = [{"source": f"The {NOUNS[noun]} is here.", "target": f"It is {ANSWERS[noun]}."} for noun in nouns]
     (folder / f"writing_{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    stories = [_story(n, noun) for n, noun in enumerate(nouns[: count // 2])]
+    (folder / f"dialogue_{name}.json").write_text(json.dumps({"version": "1.0", "data": stories}))
     (folder / f"{name}_questions.json").write_text(json.dumps({"questions": questions}))
     (folder / f"{name}_annotations.json").write_text(json.dumps({"annotations": annotations}))
+
+
+def _story(number: int, noun: int) -> dict[str, Any]:
+    """A story and two turns, both about the colour."""
+    questions = [{"turn_id": 1, "input_text": "What colour is it?"}, {"turn_id": 2, "input_text": "Sure?"}]
+    answers = [{"turn_id": turn, "input_text": ANSWERS[noun]} for turn in (1, 2)]
+    return {"id": f"story {number}", "story": f"A {NOUNS[noun]}.", "questions": questions, "answers": answers}
 
 
 def _write_checkpoint(folder: Path, tokenizer: Path) -> None:

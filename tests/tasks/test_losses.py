@@ -55,7 +55,9 @@ def entailment_scores(text: Tensor, image: Tensor, weights: Weights) -> Tensor:
 
 def answer_scores(text: Tensor, image: Tensor, weights: Weights) -> Tensor:
     """UNITER's head on pooled text times pooled image (spec 7.6)."""
-    return linear(layer_norm(gelu(linear(text * image, weights, "head.expand")), weights, "head.norm"), weights, "head.answers")
+    normed = layer_norm(gelu(linear(text * image, weights, "head.expand")), weights, "head.norm")
+    scores = linear(normed, weights, "head.answers")
+    return scores - np.log(scores.shape[1])  # ours: every answer starts at its share
 
 
 def cross_entropies(scores: Tensor, labels: list[Any]) -> Tensor:
@@ -78,7 +80,7 @@ Errors = Callable[[Tensor, list[Any]], Tensor]
 FAMILIES: dict[str, tuple[Task[Any], list[Any], Scores, Errors]] = {
     "classes": (sentences(["a", "b", "c"]), [0, 2, 1, 1, 0], text_scores, cross_entropies),
     "numbers": (sentences([]), [0.5, -2.0, 3.25, 0.0, 5.0], text_scores, squared_errors),
-    "entailment": (Entailment(), [0, 2, 1, 1, 0], entailment_scores, cross_entropies),
+    "entailment": (Entailment(WordsTokenizer()), [0, 2, 1, 1, 0], entailment_scores, cross_entropies),  # type: ignore[arg-type]
     "vqa": (Vqa(["cat", "dog", "bird"]), [["cat"] * 3 + ["dog"] * 7] * COUNT, answer_scores, answer_errors),
 }
 
@@ -150,7 +152,11 @@ def test_generated_words_with_smoothed_labels(family: str, smoothing: float) -> 
             example = Example(str(number), (), str(number), Store())  # type: ignore[arg-type]
         words = [rng.integers(4, TINY.vocabulary_size - 1, int(count)) for count in rng.integers(1, 9, 2)]
         task.add(packer, example, Tokens([] if family == "captioning" else words[:1], words[1], 64), number)
-    batch = task.teach(packer.build(), [])
+    check_generated_words(task, task.teach(packer.build(), []), smoothing)
+
+
+def check_generated_words(task: Task[Any], batch: TaskBatch, smoothing: float) -> None:
+    """Loss and gradients of a batch that is taught equal the formulas'."""
     assert batch.count == len(batch.batch.language_labels_M) > COUNT
     model, weights = stirred(task)
     hidden = torch.cat(sequences(batch.batch, weights))[batch.batch.language_rows_M]

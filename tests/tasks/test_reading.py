@@ -110,7 +110,7 @@ def regions(tmp_path: Path) -> Path:
     return tmp_path / "regions"
 
 
-def test_entailment(tmp_path: Path, regions: Path) -> None:
+def test_entailment(tmp_path: Path, regions: Path, tokenizer: Tokenizer) -> None:
     good = {"Flickr30K_ID": "42", "sentence2": "A cup.", "pairID": "42.jpg#0r1e", "gold_label": "neutral", "sentence1": "x"}
     lines = [
         good,
@@ -122,7 +122,7 @@ def test_entailment(tmp_path: Path, regions: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
     rejects = Rejects()
-    found = list(Entailment().read(EntailmentFiles(path=path, regions=regions), rejects, teach=True))
+    found = list(Entailment(tokenizer).read(EntailmentFiles(path=path, regions=regions), rejects, teach=True))
     assert [(example.name, example.texts, example.image, example.label) for example in found] == [
         ("42.jpg#0r1e", ("A cup.",), "42.jpg", 1),
         ("42.jpg#0r1e", ("A cup.",), "42.jpg", None),
@@ -237,3 +237,22 @@ def test_texts_as_two_files_of_lines(tmp_path: Path, tokenizer: Tokenizer) -> No
     (tmp_path / "tgt.txt").write_text("1\n")
     with pytest.raises(DataError, match=r"src\.txt has 2 lines.*tgt\.txt has 1.*line n of the one"):
         texts(files, True, tokenizer)
+
+
+def test_questions_of_squad(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The answer stands before its paragraph, so that a cut takes the paragraph's end."""
+    asked = {"id": "q1", "question": "Where is it?", "answers": [{"text": "Rome", "answer_start": 3}, {"text": "in Rome"}]}
+    bad = [{"id": "q2", "question": "Why?", "answers": []}, {"id": "q3", "answers": asked["answers"]}, 7]
+    paragraphs = [{"context": "It is in Rome.", "qas": [asked, *bad]}, {"qas": [asked]}, {"context": "x"}]
+    data = [{"title": "A", "paragraphs": paragraphs}, {"title": "B"}]
+    files = TextFiles(path=tmp_path / "train-v1.1.json")
+    for content in ({"data": data, "version": "1.1"}, {"version": "v2.0", "data": data}):
+        files.path.write_text(json.dumps(content))
+        taught, rejects = texts(files, True, tokenizer)
+        assert [(each.name, each.texts, each.target) for each in taught] == [("q1", ("Rome", "It is in Rome."), "Where is it?")]
+        assert rejects.count == 6
+        where = ["[0].qas[1]: ", "[0].qas[2]: ", "[0].qas[3]: ", "[1].qas[0]: ", "[2].qas is None, expected a list"]
+        for reason, place in zip(rejects.reasons, where, strict=True):
+            assert f"train-v1.1.json: data[0].paragraphs{place}" in reason
+    (evaluated,), _ = texts(files, False, tokenizer)
+    assert evaluated.label == "Where is it?" and not evaluated.target

@@ -23,7 +23,7 @@ def labelled(labels: list[Any]) -> list[Example]:
     return [Example(str(number), (f"text {number}",), label=label) for number, label in enumerate(labels)]
 
 
-@pytest.mark.parametrize("task", [sentences(["a", "b", "c"]), Entailment()], ids=["sentences", "entailment"])
+@pytest.mark.parametrize("task", [sentences(["a", "b", "c"]), Entailment(WordsTokenizer())], ids=["sentences", "entailment"])
 def test_a_class_is_worth_1_where_it_is_right(task: Task[Any]) -> None:
     scores, labels = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), [0, 1, 2] * 3
     judged = task.judge(list(scores), labelled(labels))
@@ -91,7 +91,7 @@ def test_java_scores_are_asked_for_by_evaluate_alone(monkeypatch: pytest.MonkeyP
     assert captioning().further_scores(CAPTIONS, labelled(TRUE)) == ({}, lines)
     assert writing("bleu").further_scores(["a bus"], labelled(["a bus"])) == ({}, lines[:1])
     assert writing("rouge").further_scores(["a bus"], labelled(["a bus"])) == ({}, [])
-    assert Entailment().further_scores([], []) == ({}, [])
+    assert Entailment(WordsTokenizer()).further_scores([], []) == ({}, [])  # type: ignore[arg-type]
 
 
 def test_the_best_and_the_worst_are_ordered_and_never_the_same() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import TINY, random_regions
+from tests.helpers import TINY, WordsTokenizer, random_regions
 from tests.numerics.test_outputs import sequences
 from tests.numerics.test_whole_model import linear
 from tests.tasks.test_losses import Store, first_words, stirred
@@ -27,7 +27,8 @@ def retrieval(**settings: Any) -> Retrieval:
     return Retrieval(
         RetrievalSection.model_validate(
             {"family": "retrieval", "train": files, "dev": {"dev": files}, "negatives": NEGATIVES, **settings}
-        )
+        ),
+        WordsTokenizer(),  # type: ignore[arg-type]
     )
 
 

@@ -91,6 +91,7 @@ def useful_flops(batch: Batch, model: ModelSection) -> float:
     width, positions = model.hidden_size, batch.positions
     lengths = np.diff(batch.cu_seqlens_S1.numpy()).astype(float)
     encoder = model.layers * (2 * 12 * width**2 * positions + 4 * width * float((lengths**2).sum()))
+    encoder -= 2 * 9 * width**2 * (positions - len(batch.language_rows_M))  # the last layer ends with the rows that are read
     head = 2 * len(batch.language_labels_M) * (width**2 + width * model.vocabulary_size)
     features = 2 * len(batch.features_RF) * model.feature_width * width
     return 3 * (encoder + head) + 2 * features

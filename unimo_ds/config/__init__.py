@@ -4,9 +4,12 @@
 """
 
 from unimo_ds.config.finetuning import (
+    AdversarialSection,
     CaptionFiles,
     CaptioningSection,
     DecodingSection,
+    DialogueFiles,
+    DialogueSection,
     EntailmentFiles,
     EntailmentSection,
     FinetuneConfig,
@@ -43,6 +46,7 @@ from unimo_ds.config.reading import Section, dump_config
 
 __all__ = [
     "SIZES",
+    "AdversarialSection",
     "CandidatesSection",
     "CaptionFiles",
     "CaptioningSection",
@@ -51,6 +55,8 @@ __all__ = [
     "CorpusSection",
     "DataSection",
     "DecodingSection",
+    "DialogueFiles",
+    "DialogueSection",
     "EntailmentFiles",
     "EntailmentSection",
     "EvaluationSection",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from unimo_ds.config.pretraining import OptimisationSection, TrainingSection
-from unimo_ds.config.reading import Beta, PositiveInt, Rate, Section, read_config
+from unimo_ds.config.reading import Beta, PositiveInt, Rate, Section, Weight, read_config
 
 SetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 AtLeastOne = Field(min_length=1)
@@ -22,7 +22,7 @@ class SentenceFiles(Section):
 class EntailmentFiles(Section):
     """A set of SNLI-VE."""
 
-    path: Path  # JSON Lines with Flickr30K_ID, sentence2 and gold_label
+    path: Path  # JSON Lines with Flickr30K_ID, sentence2 and gold_label, or the original release's ids (docs/tasks.md)
     regions: Path  # the regions store of the images
     images: str = "{}.jpg"  # an image's key there, with its Flickr30K_ID for {}
 
@@ -40,7 +40,7 @@ class VqaFiles(Section):
 class CaptionFiles(Section):
     """A set of captioned images."""
 
-    path: Path  # COCO captions, or Karpathy's split of them
+    path: Path  # COCO captions, Karpathy's split of them, or the original release's ids (docs/tasks.md)
     splits: list[str] = Field(
         default_factory=list
     )  # of Karpathy's file: [train, restval] for COCO's training set, [val], [test]
@@ -51,10 +51,16 @@ class CaptionFiles(Section):
 class TextFiles(Section):
     """A set of texts with what is to be written of them."""
 
-    path: Path  # JSON Lines; or the sources, a line each
+    path: Path  # JSON Lines; SQuAD's JSON; the original release's ids (docs/tasks.md); or the sources, a line each
     targets: Path | None = None  # the targets, a line each, where `path` holds the sources only
     source: str = "source"  # key of the source in JSON Lines: `article` of CNN/DailyMail, say
     target: str = "target"  # key of the target: `highlights` of CNN/DailyMail
+
+
+class DialogueFiles(Section):
+    """A set of dialogues about stories."""
+
+    path: Path  # CoQA's JSON, or the original release's ids (docs/tasks.md)
 
 
 class DecodingSection(Section):
@@ -73,6 +79,19 @@ class DecodingSection(Section):
         if self.block_trigrams and self.beams < 2:
             raise ValueError("block_trigrams wants 2 beams or more: a hypothesis proposes as many words as there are beams")
         return self
+
+
+class AdversarialSection(Section):
+    """Adversarial training as the release has it, after VILLA (unimo-spec, 7.4; docs/tasks.md)."""
+
+    rounds: PositiveInt = 4  # passes of a step, after each of which the perturbations move
+    initial_magnitude: Weight = 0.4  # perturbations start at random, with about this norm over the square root of 3
+    learning_rate: Weight  # how far a perturbation moves after a round
+    # What has a larger norm makes a perturbation shorter, by this over that norm; 0: nothing does. In the release it is the
+    # gradient of the perturbation that has it, where VILLA says the perturbation itself.
+    largest_norm: Weight = 0.0
+    projection: Literal["gradient", "perturbation"] = "gradient"
+    divergence_weight: Weight = 1.0  # of the divergences between perturbed and pure outputs
 
 
 class SentencesSection(Section):
@@ -103,6 +122,7 @@ class EntailmentSection(Section):
     train: EntailmentFiles
     dev: Annotated[dict[SetName, EntailmentFiles], AtLeastOne]
     test: dict[SetName, EntailmentFiles] = Field(default_factory=dict)
+    adversarial: AdversarialSection | None = None
 
 
 class VqaSection(Section):
@@ -134,6 +154,7 @@ class CaptioningSection(Section):
     max_target_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]
     label_smoothing: Rate = 0.1
     decoding: DecodingSection = DecodingSection(longest=50, shortest=5)
+    adversarial: AdversarialSection | None = None
 
 
 class RetrievalSection(Section):
@@ -164,8 +185,20 @@ class WritingSection(Section):
     decoding: DecodingSection
 
 
+class DialogueSection(Section):
+    """The next answer in a dialogue about a story: CoQA (unimo-spec, 7.2)."""
+
+    family: Literal["dialogue"]
+    train: DialogueFiles
+    dev: Annotated[dict[SetName, DialogueFiles], AtLeastOne]
+    test: dict[SetName, DialogueFiles] = Field(default_factory=dict)
+    max_target_tokens: Annotated[int, Field(ge=3)] = 32  # with [CLS] and [SEP]
+    label_smoothing: Rate = 0.1
+    decoding: DecodingSection = DecodingSection(beams=3, longest=30, length_penalty=0.0)
+
+
 TaskSection = Annotated[
-    SentencesSection | EntailmentSection | VqaSection | RetrievalSection | CaptioningSection | WritingSection,
+    SentencesSection | EntailmentSection | VqaSection | RetrievalSection | CaptioningSection | WritingSection | DialogueSection,
     Field(discriminator="family"),
 ]
 

@@ -127,6 +127,7 @@ class Packer:
             "attention_tiles_N4": torch.from_numpy(tile_list(lengths, prefixes)),
             "features_RF": torch.from_numpy(_stacked(self._vectors, self._width, np.float16)),
             "boxes_R5": torch.from_numpy(_stacked(self._boxes, 5, np.float32)),
+            "token_voices_W2": columns["token_voices_W2"].tensor().view(-1, 2),
             "region_hidden_L": columns["region_hidden_L"].tensor(np.bool_),
             "target_class_ids_GK": class_ids,
             "target_class_probabilities_GK": class_probabilities,
@@ -188,6 +189,7 @@ def _place_text(columns: dict[str, _Column], sequence: Sequence, text: PackedTex
     columns["token_ids_W"].extend(text.ids)
     columns["token_positions_W"].extend(text.positions)
     columns["token_rows_W"].extend(np.arange(row, row + len(text.ids)))
+    columns["token_voices_W2"].extend(text.said_by)
     predicting = np.flatnonzero(text.labels != IGNORED)
     columns["language_rows_M"].extend(predicting + row)
     columns["language_labels_M"].extend(text.labels[predicting])

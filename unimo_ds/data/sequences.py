@@ -39,6 +39,12 @@ class PackedText:
     positions: Ints
     labels: Ints
     source_length: int  # rows before the generated part: the prefix, if there is one
+    voices: Ints | None = None  # [n, 2] role and turn of each row, in a dialogue
+
+    @property
+    def said_by(self) -> Ints:
+        """[n, 2] role and turn of each row; outside of dialogues 0, 0."""
+        return np.zeros((len(self.ids), 2), np.int64) if self.voices is None else self.voices
 
 
 def with_targets(source: PackedText, *targets: PackedText) -> PackedText:
@@ -49,6 +55,7 @@ def with_targets(source: PackedText, *targets: PackedText) -> PackedText:
         np.concatenate([part.positions for part in parts]),
         np.concatenate([part.labels for part in parts]),
         len(source.ids),
+        np.concatenate([part.said_by for part in parts]),
     )
 
 

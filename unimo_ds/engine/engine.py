@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,17 @@ def check_settings(training: OptimisationSection) -> None:
             f"training.optimizer = apex_lamb with ZeRO stage {stage}: LAMB scales each parameter's update by its norm, "
             "and ZeRO shows it flat pieces of many; set training.deepspeed=ds_configs/zero0.json, or training.optimizer=adamw"
         )
+
+
+class Passes(Protocol):
+    """What a rank runs in a step, each of them forward and backward before the next is asked for.
+
+    A list of micro-batches, or an object that makes a pass of what the one before it left behind.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -145,17 +156,17 @@ class Engine:
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
         return gathered
 
-    def step(self, step: int, batches: list[Any], totals: Any) -> StepResult:
-        """Forward and backward of every micro-batch, then one update at the step's learning rate.
+    def step(self, step: int, passes: Passes, totals: Any) -> StepResult:
+        """Forward and backward of every pass, then one update at the step's learning rate.
 
         Args:
             step: counted from 0.
-            batches: this rank's micro-batches; every rank has the same number.
+            passes: over this rank's micro-batches; every rank has the same number.
             totals: denominators of the losses over all ranks and micro-batches.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate(self._training, step)
-        measured = self.backward_only(batches, totals)
+        measured = self.backward_only(passes, totals)
         # Without ZeRO, DeepSpeed clips without telling the norm.
         norm = float(_norm(self.module)) if self.stage == 0 else None
         self._engine.step()
@@ -170,11 +181,11 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             yield name, safe_get_full_grad(parameter).detach().float()
 
-    def backward_only(self, batches: list[Any], totals: Any) -> Tensor:
+    def backward_only(self, passes: Passes, totals: Any) -> Tensor:
         """Forward and backward without the update: leaves the gradients for `gradients`; returns what was measured."""
         measured: Tensor | None = None
-        for number, batch in enumerate(batches, 1):
-            self._engine.set_gradient_accumulation_boundary(number == len(batches))
+        for number, batch in enumerate(passes, 1):
+            self._engine.set_gradient_accumulation_boundary(number == len(passes))
             loss, part = self._engine(batch, totals)
             self._engine.backward(loss)
             measured = part if measured is None else measured + part

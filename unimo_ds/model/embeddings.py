@@ -10,19 +10,44 @@ from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection
 from unimo_ds.model.layers import Dropout, Embedding, Linear, layer_norm
 
+ROLES, TURNS = 3, 16  # of a dialogue
+
+
+class VoiceEmbedding(nn.Module):
+    """`role + turn`: who says a token of a dialogue, and how many utterances ago (unimo-spec, 1.4)."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.role = Embedding(ROLES, model)
+        self.turn = Embedding(TURNS, model)
+
+    def forward(self, token_voices_W2: Tensor) -> Tensor:
+        role_W, turn_W = token_voices_W2.unbind(1)
+        voice_WD: Tensor = self.role(role_W) + self.turn(turn_W)
+        return voice_WD
+
 
 class TextEmbedding(nn.Module):
-    """`Dropout(LayerNorm(word + position))`; there are no segment embeddings (unimo-spec, 1.4)."""
+    """`Dropout(LayerNorm(word + position))`, in dialogues `+ role + turn`; no segment embeddings (unimo-spec, 1.4).
+
+    `perturbation_WD`, where there is one, is added to the sum (unimo-spec, 2.1).
+    """
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
         self.word = Embedding(model.vocabulary_size, model)
         self.position = Embedding(model.max_positions, model)
+        self.voice: VoiceEmbedding | None = None  # of dialogues only (`Unimo.add_voices`)
         self.norm = layer_norm(model)
         self.dropout = Dropout(model.dropout)
 
-    def forward(self, token_ids_W: Tensor, token_positions_W: Tensor) -> Tensor:
-        embedded_WD: Tensor = self.dropout(self.norm(self.word(token_ids_W) + self.position(token_positions_W)))
+    def forward(self, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+        summed_WD = self.word(batch.token_ids_W) + self.position(batch.token_positions_W)
+        if self.voice is not None:
+            summed_WD = summed_WD + self.voice(batch.token_voices_W2)
+        if perturbation_WD is not None:
+            summed_WD = summed_WD + perturbation_WD.to(summed_WD.dtype)
+        embedded_WD: Tensor = self.dropout(self.norm(summed_WD))
         return embedded_WD
 
 
@@ -56,8 +81,8 @@ class StreamEmbedding(nn.Module):
         self.text = TextEmbedding(model)
         self.region = RegionEmbedding(model)
 
-    def forward(self, batch: Batch) -> Tensor:
-        text_WD = self.text(batch.token_ids_W, batch.token_positions_W)
+    def forward(self, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+        text_WD = self.text(batch, perturbation_WD)
         region_LD = self.region(batch)
         hidden_TD = text_WD.new_zeros(batch.positions, text_WD.shape[1])
         hidden_TD = hidden_TD.index_copy(0, batch.token_rows_W, text_WD)

@@ -64,12 +64,13 @@ def generate(
 
 
 def _new_rows(nothing: Batch, tokens_N: Tensor, position: int) -> Batch:
-    """The stream of a step: each hypothesis's last token, which predicts the next one."""
+    """The stream of a step: each hypothesis's last token, which predicts the next one; in a dialogue, said by voice 0, 0."""
     rows_N = torch.arange(len(tokens_N), device=tokens_N.device)
     return replace(
         nothing,
         token_ids_W=tokens_N,
         token_positions_W=torch.full_like(tokens_N, position),
         token_rows_W=rows_N,
+        token_voices_W2=tokens_N.new_zeros(len(tokens_N), 2),
         language_rows_M=rows_N,
     )

@@ -40,7 +40,8 @@ class LanguageHead(nn.Module):
                 losses_M = losses_M + smoothing * self._above_mean(transformed_MD, word_VD, labels_M)
             return losses_M, None
         logits_MV = linear(transformed_MD, word_VD, self.bias).float()
-        return F.cross_entropy(logits_MV[: len(labels_M)], labels_M, reduction="none"), logits_MV
+        losses_M = F.cross_entropy(logits_MV[: len(labels_M)], labels_M, reduction="none", label_smoothing=smoothing)
+        return losses_M, logits_MV
 
     def _above_mean(self, transformed_MD: Tensor, word_VD: Tensor, labels_M: Tensor) -> Tensor:
         """The label's logit less the mean of all, [M]: what smoothing adds to a cross-entropy, with no logits stored.

@@ -58,7 +58,11 @@ class ScoreHead(nn.Module):
 
 
 class AnswerHead(nn.Module):
-    """UNITER's head of VQA (arXiv:1909.11740): twice the width, GELU, LayerNorm, answers. The paper does not say its own."""
+    """UNITER's head of VQA (arXiv:1909.11740): twice the width, GELU, LayerNorm, answers. The paper does not say its own.
+
+    The scores are lowered by the logarithm of the number of answers: of thousands of answers one is right, and else the first
+    steps would only teach all others that they are wrong.
+    """
 
     def __init__(self, model: ModelSection, answers: int) -> None:
         super().__init__()

@@ -5,16 +5,17 @@ call the same modules in the same order (DeepSpeed#1355, #7170). So there is no 
 model may lack heads, the same on every rank.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import ModelSection
 from unimo_ds.kernels.attention import Sequences
-from unimo_ds.model.embeddings import StreamEmbedding
+from unimo_ds.model.embeddings import StreamEmbedding, VoiceEmbedding
 from unimo_ds.model.heads import LanguageHead, MatchingHead, Pooler, RegionHead, Temperature
 from unimo_ds.model.transformer import AttendInLayer, Transformer
 
@@ -68,15 +69,36 @@ class Unimo(nn.Module):
             if name not in ("embedding", "transformer", *heads):
                 setattr(self, name, None)
 
-    def encode(self, batch: Batch, attend: AttendInLayer | None = None) -> Tensor:
-        """The hidden states of the stream, [T, D]; `attend` as in `forward`."""
-        embedded_TD = self.embedding(batch)
+    def add_voices(self, model: ModelSection) -> None:
+        """Adds the role and turn embeddings of dialogues, which pre-training does not have."""
+        self.embedding.text.voice = VoiceEmbedding(model)
+
+    def encode(
+        self, batch: Batch, rows: Sequence[Tensor], attend: AttendInLayer | None = None, perturbation_WD: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The hidden states of some rows of the stream, [Q, D] each; `attend` and `perturbation_WD` as in `forward`."""
+        embedded_TD = self.embedding(batch, perturbation_WD)
         sequences = Sequences(batch.cu_seqlens_S1, batch.prefix_lengths_S, batch.attention_tiles_N4)
-        hidden_TD: Tensor = self.transformer(embedded_TD, sequences, attend)
-        return hidden_TD
+        hidden_QD: Tensor = self.transformer(embedded_TD, sequences, torch.cat(tuple(rows)), attend)
+        return torch.split(hidden_QD, [len(group) for group in rows])
+
+    def pooled(self, batch: Batch, perturbation_WD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The pooled [IMG] rows, [I, D], and [CLS] rows, [X, D], of the members; none of a pooler that was left out."""
+        return self._pool(*self.encode(batch, [batch.image_rows_I, batch.text_rows_X], perturbation_WD=perturbation_WD))
+
+    def _pool(self, image_ID: Tensor, text_XD: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            image_ID.new_empty(0) if self.image_pooler is None else self.image_pooler(image_ID),
+            text_XD.new_empty(0) if self.text_pooler is None else self.text_pooler(text_XD),
+        )
 
     def forward(
-        self, batch: Batch, want_logits: bool = False, attend: AttendInLayer | None = None, smoothing: float = 0.0
+        self,
+        batch: Batch,
+        want_logits: bool = False,
+        attend: AttendInLayer | None = None,
+        smoothing: float = 0.0,
+        perturbation_WD: Tensor | None = None,
     ) -> Outputs:
         """Encodes the stream and reads off all that the objectives need; of a head that was left out, nothing.
 
@@ -85,19 +107,18 @@ class Unimo(nn.Module):
             want_logits: also give the scores of every word at the language targets, for prediction.
             attend: attention of each layer, in place of every sequence's with itself (`model.generation`).
             smoothing: of the labels of words (`LanguageHead`).
+            perturbation_WD: added to the embedding of each token, before its LayerNorm.
         """
-        hidden_TD = self.encode(batch, attend)
-        nothing, logits_MV = hidden_TD.new_empty(0), None
-        losses_M = features_GF = logits_GC = image_ID = text_XD = matching_J = temperature = nothing
+        rows = [batch.language_rows_M, batch.target_rows_G, batch.image_rows_I, batch.text_rows_X]
+        words_MD, regions_GD, *members = self.encode(batch, rows, attend, perturbation_WD)
+        nothing, logits_MV = words_MD.new_empty(0), None
+        losses_M = features_GF = logits_GC = matching_J = temperature = nothing
         if self.language_head is not None:
-            rows_MD, words_VD = hidden_TD.index_select(0, batch.language_rows_M), self.embedding.text.word.weight
-            losses_M, logits_MV = self.language_head(rows_MD, words_VD, batch.language_labels_M, want_logits, smoothing)
+            words_VD = self.embedding.text.word.weight
+            losses_M, logits_MV = self.language_head(words_MD, words_VD, batch.language_labels_M, want_logits, smoothing)
         if self.region_head is not None:
-            features_GF, logits_GC = self.region_head(hidden_TD.index_select(0, batch.target_rows_G))
-        if self.image_pooler is not None:
-            image_ID = self.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
-        if self.text_pooler is not None:
-            text_XD = self.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
+            features_GF, logits_GC = self.region_head(regions_GD)
+        image_ID, text_XD = self._pool(*members)
         if self.matching_head is not None:
             joint_ID = image_ID[batch.image_kinds_I <= Kind.NEGATIVE]
             matching_J = self.matching_head(joint_ID, text_XD[batch.text_kinds_X <= Kind.NEGATIVE])

@@ -172,6 +172,17 @@ class UnimoTableHeightFirst(UnimoTable):
         return _size(fields[2], fields[1])
 
 
+def caption_image(image_id: str) -> str:
+    """The image's number, which is its key, in an image id of UNIMO's captions.
+
+    Raises:
+        RowError: nothing stands behind the prefix.
+    """
+    if len(image_id) <= _PREFIX:
+        raise RowError(f"{image_id!r}; expected {_PREFIX} characters and the image's number")
+    return image_id[_PREFIX:]
+
+
 class UnimoCaptions(_Table):
     """The original UNIMO's captions with their image in every line; height before width; 9 characters before the number."""
 
@@ -198,9 +209,7 @@ class UnimoCaptions(_Table):
     )
 
     def key_of(self, field: str) -> str:
-        if len(field) <= _PREFIX:
-            raise RowError(f"{field!r}; expected {_PREFIX} characters and the image's number")
-        return field[_PREFIX:]
+        return caption_image(field)
 
     def row(self, fields: Fields) -> PublishedRow:
         count, boxes_R4, features_RF = _boxes_and_features(fields[10], fields[11], fields[14])

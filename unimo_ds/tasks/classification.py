@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimo_ds.batch import FIRST_POSITION, Batch, Kind
+from unimo_ds.batch import FIRST_POSITION, Kind
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import IGNORED, Ints, Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import DataError
-from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.task import Example, Judged, Tokens
 from unimo_ds.tokenizer import CLS, SEP
 
@@ -50,20 +49,6 @@ def add_pair(packer: Packer, example: Example, tokens: Tokens, number: int) -> N
     image, shown = show_image(packer, example)
     text = joined(tokens.texts, tokens.limit)
     packer.add(View(image=image, regions=shown, text=text, member=Member(number, Kind.PAIR)))
-
-
-def pooled_text(unimo: Unimo, hidden_TD: Tensor, batch: Batch) -> Tensor:
-    """The pooled [CLS] row of each example, [B, D]."""
-    assert unimo.text_pooler is not None
-    pooled_BD: Tensor = unimo.text_pooler(hidden_TD.index_select(0, batch.text_rows_X))
-    return pooled_BD
-
-
-def pooled_image(unimo: Unimo, hidden_TD: Tensor, batch: Batch) -> Tensor:
-    """The pooled [IMG] row of each example, [B, D]."""
-    assert unimo.image_pooler is not None
-    pooled_BD: Tensor = unimo.image_pooler(hidden_TD.index_select(0, batch.image_rows_I))
-    return pooled_BD
 
 
 class Classes:

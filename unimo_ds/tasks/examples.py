@@ -21,7 +21,7 @@ from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.plan import CANDIDATES, Item, share
 from unimo_ds.data.prepared import Rejects, batched
 from unimo_ds.data.sequences import Ints
-from unimo_ds.errors import DamagedRecordError, DataError
+from unimo_ds.errors import ConfigError, DamagedRecordError, DataError
 from unimo_ds.tasks.classification import joined, show_image
 from unimo_ds.tasks.task import Example, Pairing, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import Tokenizer
@@ -65,12 +65,14 @@ class ExampleSet:
         if not self.examples:
             raise DataError(f"{name}: not one example can be used" + "".join(f"; {reason}" for reason in rejects.reasons[:1]))
         self._targets = int(teach and any(example.target for example in self.examples))  # texts behind the others
+        numbers: dict[str, int] = {}  # each text is tokenised once: a story is told again with every question about it
         texts = chain.from_iterable(self._texts(example) for example in self.examples)
-        encoded = [np.array(ids, np.int32) for batch in batched(texts) for ids in tokenizer.encode(batch)]
+        self._text_numbers = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64)
+        encoded = [np.array(ids, np.int32) for batch in batched(numbers) for ids in tokenizer.encode(batch)]
         self._tokens = np.concatenate([np.zeros(0, np.int32), *encoded])
         self._offsets = np.cumsum([0, *map(len, encoded)])
         self._first_text = np.cumsum([0, *(len(self._texts(example)) for example in self.examples)])
-        self._text_rows = np.array([self._rows_of_texts(number) for number in range(len(self.examples))])
+        self._text_rows = np.array([task.text_rows(self.tokens(number)) for number in range(len(self.examples))])
         images: dict[tuple[int, str], tuple[int, int]] = {}
         self.images, self._image_rows = np.array([_image(example, data.max_regions, images) for example in self.examples]).T
 
@@ -87,15 +89,15 @@ class ExampleSet:
 
     def tokens(self, number: int) -> Tokens:
         """The tokens of an example."""
-        places = range(self._first_text[number], self._first_text[number + 1])
+        places = self._text_numbers[self._first_text[number] : self._first_text[number + 1]]
         texts = [self._tokens[self._offsets[place] : self._offsets[place + 1]].astype(np.int64) for place in places]
         target = texts.pop() if self._targets else None
         return Tokens(texts, target, self._data.max_text_tokens)
 
-    def _rows_of_texts(self, number: int) -> int:
-        first, end = self._first_text[number : number + 2]
-        rows = int(self._offsets[end] - self._offsets[first]) + 2 + int(end - first)
-        return min(rows, (1 + self._targets) * self._data.max_text_tokens)
+    @property
+    def longest(self) -> int:
+        """The example with the most rows."""
+        return int(np.argmax(self._text_rows + self._image_rows))
 
     def positions(self, pairings: Sequence[Pairing]) -> int:
         """Rows of some pairings in the stream, at most."""
@@ -186,16 +188,28 @@ class TaskSteps(Dataset[StepData[TaskBatch]]):
         budget: positions of a micro-batch, at most.
         seed: the run's seed.
         feature_width: F of the regions stores.
+
+    Raises:
+        ConfigError: one example alone is over the budget.
     """
 
     def __init__(self, examples: ExampleSet, batch_size: int, budget: int, seed: int, feature_width: int) -> None:
         self._examples, self._budget, self._seed, self._feature_width = examples, budget, seed, feature_width
+        longest = examples.longest
+        sequences = examples.task.views * len(self._pairings(Draw(0, 0, longest)))
+        if (most := sequences * examples.positions([(longest, longest)])) > budget:
+            name = examples.examples[longest].name
+            raise ConfigError(
+                f"data.positions_per_micro_batch = {budget}: example {name!r} of {examples.name} alone "
+                f"needs {most} positions; raise it, or lower data.max_text_tokens or data.max_regions"
+            )
         self._mixture = Mixture((min(batch_size, len(examples)),), (len(examples),))
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
 
     def __getitem__(self, step: int) -> StepData[TaskBatch]:
         pairings = {draw: self._pairings(draw) for draw in order(self._seed, self._mixture, step)}
-        items = [Item(draw, (), self._examples.positions(each)) for draw, each in pairings.items()]
+        views = self._examples.task.views
+        items = [Item(draw, (), views * self._examples.positions(each)) for draw, each in pairings.items()]
         mine = [ranks[self._rank] for ranks in share(items, self._world_size, self._budget)]
         problems: list[str] = []
         groups = [[(item.draw.index, pairings[item.draw]) for item in micro] for micro in mine]

@@ -5,6 +5,7 @@ from typing import Any
 
 from unimo_ds.config import (
     CaptioningSection,
+    DialogueSection,
     EntailmentSection,
     RetrievalSection,
     SentencesSection,
@@ -12,6 +13,7 @@ from unimo_ds.config import (
     VqaSection,
     WritingSection,
 )
+from unimo_ds.tasks.dialogue import Dialogue
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.retrieval import Retrieval
 from unimo_ds.tasks.sentences import Sentences
@@ -36,15 +38,17 @@ def make_task(section: TaskSection, tokenizer: Tokenizer, facts: dict[str, Any] 
         case SentencesSection():
             return Sentences(section)
         case EntailmentSection():
-            return Entailment()
+            return Entailment(tokenizer, section.adversarial)
         case VqaSection():
             return Vqa(common_answers(section) if facts is None else facts["answers"])
         case RetrievalSection():
-            return Retrieval(section)
+            return Retrieval(section, tokenizer)
         case CaptioningSection():
             return Captioning(section, tokenizer)
         case WritingSection():
             return TextWriting(section, tokenizer)
+        case DialogueSection():
+            return Dialogue(section, tokenizer)
 
 
 def files_of(part: Any) -> Sequence[Any]:

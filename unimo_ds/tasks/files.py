@@ -1,10 +1,25 @@
-"""What the readers of task files share: lines with their numbers."""
+"""What the readers of task files share: how a file begins, which tells its form, and lines with their numbers."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.errors import DataError
+
+
+def opening(path: Path) -> str:
+    """The first 4,096 bytes of a file without the space before them; of a folder, nothing.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.is_dir():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(4096).decode("utf-8-sig", errors="replace").lstrip()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def lines(path: Path, rejects: Rejects) -> Iterator[tuple[int, str]]:

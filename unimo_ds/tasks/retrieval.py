@@ -27,9 +27,10 @@ from unimo_ds.errors import DataError
 from unimo_ds.metrics.ranking import recall_at
 from unimo_ds.model.task_heads import ScoreHead
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.tasks.classification import add_pair, pooled_image, pooled_text
+from unimo_ds.tasks.captions import captioned
+from unimo_ds.tasks.classification import add_pair
 from unimo_ds.tasks.task import Example, Judged, Pairing, Task, Tokens, Vectors
-from unimo_ds.tasks.writing import captioned
+from unimo_ds.tokenizer import Tokenizer
 
 _RANKS = (1, 5, 10)
 _SHOWN = 10  # images that a prediction lists
@@ -40,19 +41,21 @@ class Retrieval(Task[CaptionFiles]):
 
     Args:
         section: of the run.
+        tokenizer: of the run.
     """
 
     heads = ("text_pooler", "image_pooler")
     chosen_by = "mean_r1"
     ending = ".jsonl"
 
-    def __init__(self, section: RetrievalSection) -> None:
+    def __init__(self, section: RetrievalSection, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._negatives, self._margin, self._scale = section.negatives, section.margin, section.scale
         self._candidates = section.candidates
 
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store, images = RegionStore(files.regions), set()
-        for number, name, captions in captioned(files, rejects):
+        for number, name, captions in captioned(files, self._tokenizer, rejects):
             key = files.images.format(name)
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
@@ -81,8 +84,8 @@ class Retrieval(Task[CaptionFiles]):
         return torch.zeros(0)
 
     def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
-        hidden_TD = unimo.encode(batch)
-        scores_S: Tensor = head(pooled_text(unimo, hidden_TD, batch) * pooled_image(unimo, hidden_TD, batch))
+        image_SD, text_SD = unimo.pooled(batch)
+        scores_S: Tensor = head(text_SD * image_SD)
         return scores_S
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:

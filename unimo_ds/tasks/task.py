@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from unimo_ds import distributed
 from unimo_ds.batch import Batch
-from unimo_ds.config import ModelSection
+from unimo_ds.config import AdversarialSection, ModelSection
 from unimo_ds.data.packing import Floats, Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.perturbation import Perturbation
 
 F = TypeVar("F")
 Pairing = tuple[int, int]  # numbers of two examples: whose image and whose texts make one sequence
@@ -101,11 +102,15 @@ class TaskTotals:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A packed stream with what is to be predicted; the loss is a mean over `count` of it."""
+    """A packed stream with what is to be predicted; the loss is a mean over `count` of it.
+
+    `perturbation` is what a round of adversarial training adds to its inputs.
+    """
 
     batch: Batch
     targets: Tensor
     count: int
+    perturbation: Perturbation | None = None
 
     def counts(self) -> TaskCounts:
         """The denominators of this batch's loss."""
@@ -127,16 +132,25 @@ class Task(ABC, Generic[F]):
         heads: the heads of `Unimo` that it reads; the others are left out.
         chosen_by: name of the number, among those of `score`, by which the best checkpoint is chosen.
         ending: of the files that `predictions` are written to.
+        voices: whether its texts are dialogues, whose roles and turns are embedded as well.
+        adversarial: how it is taught on perturbed inputs, which an `AdversarialTask` can be; None: it is not.
     """
 
     heads: tuple[str, ...]
     chosen_by: str
     ending: str
+    voices = False
+    adversarial: AdversarialSection | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the numbers of the head stand for: a checkpoint keeps it, and a head is only used for the same."""
         return {}
+
+    @property
+    def views(self) -> int:
+        """How often an example stands in the stream while it is taught."""
+        return 1
 
     @abstractmethod
     def read(self, files: F, rejects: Rejects, teach: bool) -> Iterator[Example]:
@@ -161,6 +175,12 @@ class Task(ABC, Generic[F]):
         """What teaches example `number` of a set, each a sequence: by default its own image and texts."""
         return [(number, number)]
 
+    def text_rows(self, tokens: Tokens) -> int:
+        """Rows of an example's texts in the stream, at most."""
+        texts = tokens.texts if tokens.target is None else (*tokens.texts, tokens.target)
+        most = tokens.limit if tokens.target is None else 2 * tokens.limit
+        return min(sum(len(text) + 1 for text in texts) + 2, most)
+
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         """The stream of some examples with what is to be predicted."""
         return TaskBatch(packed, self.targets(examples), len(examples))
@@ -176,6 +196,10 @@ class Task(ABC, Generic[F]):
     @abstractmethod
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """What each of the outputs costs, float32."""
+
+    def cost(self, unimo: Unimo, head: nn.Module, batch: TaskBatch) -> Tensor:
+        """What the outputs of a stream cost together, a float32 scalar."""
+        return self.losses(self.output(unimo, head, batch.batch), batch.targets).sum()
 
     def asked(self, examples: Sequence[Example], vectors: Vectors) -> Ints:
         """The pairings that are answered to evaluate a set, [N, 2]: by default every example's own image and texts."""
@@ -226,8 +250,7 @@ class TaskModel(nn.Module):
 
         The loss is a scalar whose gradient, averaged over ranks as data parallelism does, is the gradient of the step's loss.
         """
-        losses = self._task.losses(self._task.output(self.unimo, self.head, batch.batch), batch.targets)
-        share = losses.sum() / max(1.0, totals.targets)
+        share = self._task.cost(self.unimo, self.head, batch) / max(1.0, totals.targets)
         return share * distributed.world_size(), share.detach()[None]
 
     def answers(self, batch: Batch) -> list[Any]:

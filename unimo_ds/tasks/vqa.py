@@ -28,7 +28,7 @@ from unimo_ds.files import read_json, text_of
 from unimo_ds.metrics.answers import normalize_vqa_answer, vqa_accuracy, vqa_soft_targets
 from unimo_ds.model.task_heads import AnswerHead
 from unimo_ds.model.unimo import Unimo
-from unimo_ds.tasks.classification import add_pair, pooled_image, pooled_text
+from unimo_ds.tasks.classification import add_pair
 from unimo_ds.tasks.task import Example, Judged, Task, Tokens
 
 
@@ -83,8 +83,8 @@ class Vqa(Task[VqaFiles]):
         return targets_BC
 
     def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
-        hidden_TD = unimo.encode(batch)
-        scores_BC: Tensor = head(pooled_text(unimo, hidden_TD, batch) * pooled_image(unimo, hidden_TD, batch))
+        image_BD, text_BD = unimo.pooled(batch)
+        scores_BC: Tensor = head(text_BD * image_BD)
         return scores_BC
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:

@@ -14,14 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch, Target
-from unimo_ds.config import CaptionFiles, CaptioningSection, MaskingSection, ModelSection, TextFiles, WritingSection
+from unimo_ds.config import (
+    CaptionFiles,
+    CaptioningSection,
+    DialogueSection,
+    MaskingSection,
+    ModelSection,
+    TextFiles,
+    WritingSection,
+)
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_WORD, PackedText, ViewMaker, with_targets
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
-from unimo_ds.errors import DamagedRecordError, DataError
-from unimo_ds.files import read_json, text_of
+from unimo_ds.errors import DamagedRecordError
 from unimo_ds.metrics.captions import caption_scores, cider_d_each
 from unimo_ds.metrics.java import Program, program_scores
 from unimo_ds.metrics.ptb import tokenize
@@ -29,9 +36,11 @@ from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
+from unimo_ds.tasks.adversarial import AdversarialTask
+from unimo_ds.tasks.captions import captioned
 from unimo_ds.tasks.classification import joined, show_image
-from unimo_ds.tasks.files import lines
 from unimo_ds.tasks.object_tags import expect_names, object_tags, packed_tags
+from unimo_ds.tasks.sources import read_sources
 from unimo_ds.tasks.task import Example, Judged, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
@@ -39,7 +48,7 @@ F = TypeVar("F")
 
 
 class Writing(Task[F]):
-    """What both families share.
+    """What all families of generated texts share.
 
     Args:
         section: of the run.
@@ -48,7 +57,7 @@ class Writing(Task[F]):
 
     heads = ("language_head",)
 
-    def __init__(self, section: CaptioningSection | WritingSection, tokenizer: Tokenizer) -> None:
+    def __init__(self, section: CaptioningSection | WritingSection | DialogueSection, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._views = tokenizer, ViewMaker(tokenizer, MaskingSection())
         self._longest_target, self._smoothing = section.max_target_tokens, section.label_smoothing
         self._decoding = Decoding(**section.decoding.model_dump())
@@ -94,7 +103,7 @@ class Writing(Task[F]):
         """As `Task.read`."""
 
 
-class Captioning(Writing[CaptionFiles]):
+class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
     """Captions of images."""
 
     chosen_by = "cider_d"
@@ -103,12 +112,19 @@ class Captioning(Writing[CaptionFiles]):
     def __init__(self, section: CaptioningSection, tokenizer: Tokenizer) -> None:
         super().__init__(section, tokenizer)
         self._tags = section.object_tags
+        self.adversarial = section.adversarial
+
+    def scored(
+        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        outputs = unimo(batch, want_logits=True, smoothing=self._smoothing, perturbation_WD=perturbation_WD)
+        return outputs.language_losses_M, outputs.language_logits_MV
 
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
         if self._tags is not None:
             expect_names(store)
-        for number, name, captions in captioned(files, rejects):
+        for number, name, captions in captioned(files, self._tokenizer, rejects):
             key = files.images.format(name)
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
@@ -148,37 +164,6 @@ class Captioning(Writing[CaptionFiles]):
         return json.dumps([{"image_id": int(example.name), "caption": caption} for example, caption in pairs])
 
 
-def captioned(files: CaptionFiles, rejects: Rejects) -> Iterator[tuple[str, str, list[str]]]:
-    """Number, file name and captions of each image of COCO captions, or of Karpathy's split of COCO or Flickr30k.
-
-    Raises:
-        DataError: the file is of neither form, or its splits are not chosen.
-    """
-    images = read_json(files.path, "images")["images"]
-    if files.splits:
-        for place, image in enumerate(images):
-            try:
-                if image["split"] in files.splits:
-                    number = image["cocoid"] if "cocoid" in image else image["imgid"]  # of COCO; of Flickr30k
-                    yield str(number), image["filename"], [text_of(each, "raw") for each in image["sentences"]]
-            except (KeyError, TypeError, ValueError) as error:
-                rejects(f"{files.path}: images[{place}]: {error}")
-        return
-    if any(isinstance(image, dict) and "split" in image for image in images[:1]):
-        raise DataError(f"{files.path}: holds several splits; say with `splits` which of them the set is: [train], say")
-    captions: dict[int, list[str]] = {}
-    for place, annotation in enumerate(read_json(files.path, "annotations")["annotations"]):
-        try:
-            captions.setdefault(annotation["image_id"], []).append(text_of(annotation, "caption"))
-        except (KeyError, TypeError, ValueError) as error:
-            rejects(f"{files.path}: annotations[{place}]: {error}")
-    for place, image in enumerate(images):
-        try:
-            yield str(image["id"]), image["file_name"], captions.get(image["id"], [])
-        except (KeyError, TypeError) as error:
-            rejects(f"{files.path}: images[{place}]: {error}")
-
-
 class TextWriting(Writing[TextFiles]):
     """Texts of texts."""
 
@@ -190,13 +175,13 @@ class TextWriting(Writing[TextFiles]):
         self.chosen_by = {"rouge": "rouge_l", "bleu": "bleu_4"}[section.metric]
 
     def read(self, files: TextFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
-        for number, source, target in _sources(files, rejects):
-            if teach and not target:
-                rejects(f"{files.path}:{number}: has no target")
+        for source in read_sources(files, self._tokenizer, rejects):
+            if teach and not source.target:
+                rejects(f"{source.place}: has no target")
             elif teach:
-                yield Example(str(number), (source,), target=target)
+                yield Example(source.name, source.texts, target=source.target)
             else:
-                yield Example(str(number), (source,), label=target or None)
+                yield Example(source.name, source.texts, label=source.target or None)
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return self._scores(answers, [example.label for example in examples])
@@ -217,28 +202,3 @@ class TextWriting(Writing[TextFiles]):
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """A line each, in the order of the set."""
         return "".join(" ".join(answer.split()) + "\n" for answer in answers)
-
-
-def _sources(files: TextFiles, rejects: Rejects) -> Iterator[tuple[int, str, str]]:
-    """Line number, source, and target or nothing.
-
-    Raises:
-        DataError: there are not as many targets as sources.
-    """
-    if files.targets is not None:
-        sources, targets = list(lines(files.path, rejects)), list(lines(files.targets, rejects))
-        if [number for number, _ in sources] != [number for number, _ in targets]:
-            raise DataError(
-                f"{files.path} has {len(sources)} lines that can be read and {files.targets} has {len(targets)}, or others: "
-                "line n of the one must belong to line n of the other"
-            )
-        yield from (
-            (number, source.strip(), target.strip()) for (number, source), (_, target) in zip(sources, targets, strict=True)
-        )
-        return
-    for number, line in lines(files.path, rejects):
-        try:
-            content = json.loads(line)
-            yield number, text_of(content, files.source), text_of(content, files.target) if files.target in content else ""
-        except (ValueError, RecursionError, TypeError) as error:
-            rejects(f"{files.path}:{number}: {error}: {line[:60]!r}")
