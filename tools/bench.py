@@ -5,6 +5,7 @@
     python tools/bench.py profile --sizes base            where a step through the engine spends its time
     python tools/bench.py attention                       against padded attention with a mask
     python tools/bench.py contrastive --huge              against open_clip's loss; 65,536 pairs too, which takes minutes
+    python tools/bench.py retrieval                       scores of image-text pairs, against VisualBERT, padded
     python tools/bench.py generation                      captions by beam search, against BLIP's decoder
     python tools/bench.py regions                         reading the store, for docs/performance.md
     python tools/bench.py extraction                      finding regions, for docs/performance.md
@@ -28,6 +29,7 @@ from unimo_ds.bench import (
     generation,
     neighbours,
     regions,
+    retrieval,
     rewriting,
     step_profile,
     training,
@@ -40,6 +42,7 @@ WHAT = (
     "attention",
     "contrastive",
     "generation",
+    "retrieval",
     "regions",
     "extraction",
     "rewriting",
@@ -97,6 +100,10 @@ def main() -> None:
         texts = generation.measure_generation(given.sizes, given.precisions, given.rounds)
         print(generation.table(texts) + "\n", flush=True)
         rows += texts
+    if given.what in ("retrieval", "all"):
+        pairs = retrieval.measure_retrieval(given.sizes, given.precisions, given.rounds)
+        print(retrieval.table(pairs) + "\n", flush=True)
+        rows += pairs
     if given.what == "profile":
         for size in given.sizes:
             for precision in given.precisions:

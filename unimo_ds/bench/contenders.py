@@ -79,7 +79,7 @@ def engine(size: str, precision: str, load: work.Workload) -> Step:
     return lambda: wrapped.step(0, [batch], _totals(batch))
 
 
-def _hugging_face_shape(size: str) -> dict[str, Any]:
+def hugging_face_shape(size: str) -> dict[str, Any]:
     model = shape(size)
     return {
         "vocab_size": work.VOCABULARY,
@@ -108,7 +108,7 @@ def visualbert(size: str, precision: str, load: work.Workload) -> Step:
     """Hugging Face's VisualBertForPreTraining, texts and regions padded to the longest of the batch."""
     from transformers import VisualBertConfig, VisualBertForPreTraining
 
-    model = VisualBertForPreTraining(VisualBertConfig(visual_embedding_dim=work.FEATURE_WIDTH, **_hugging_face_shape(size)))
+    model = VisualBertForPreTraining(VisualBertConfig(visual_embedding_dim=work.FEATURE_WIDTH, **hugging_face_shape(size)))
     model.to(_dtype(precision)).train()
     ids, seen, labels = _masked(load)
     features = [torch.from_numpy(image.features_RF.astype(np.float32)) for image in load.images]
@@ -130,7 +130,7 @@ def roberta(size: str, precision: str, load: work.Workload) -> Step:
     """Hugging Face's RobertaForMaskedLM, padded to the longest document."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    model = RobertaForMaskedLM(RobertaConfig(**_hugging_face_shape(size))).to(_dtype(precision)).train()
+    model = RobertaForMaskedLM(RobertaConfig(**hugging_face_shape(size))).to(_dtype(precision)).train()
     ids, seen, labels = _masked(load)
     return _trained(model, lambda: model(input_ids=ids, attention_mask=seen, labels=labels).loss)
 
