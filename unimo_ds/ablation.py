@@ -8,11 +8,8 @@ reused, and a changed variant gets another folder.
 
 import hashlib
 import json
-import os
 import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from unimo_ds.config import Section, load_config
 from unimo_ds.errors import ConfigError, UnimoError
+from unimo_ds.processes import cores, is_finished, run_to_end
 from unimo_ds.progress import Progress
 
 Overrides = dict[str, Any]
@@ -89,7 +87,7 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
     for job in jobs:
         if load_config(plan.base, job.words).evaluation is None:
             raise ConfigError(f"{plan.base}: has no section evaluation, so there is nothing to compare; add evaluation.pairs")
-    failed = _run_all(plan, jobs, parallel or len(os.sched_getaffinity(0)))
+    failed = _run_all(plan, jobs, parallel or cores())
     table = write_table(plan)
     if failed:
         raise UnimoError(
@@ -101,9 +99,9 @@ def run_ablations(path: Path, parallel: int | None = None, only: list[str] | Non
 
 def _run_all(plan: AblationPlan, jobs: list[_Job], workers: int) -> list[_Job]:
     """Runs those of `jobs` that are not finished, each when its start is; returns the ones that failed."""
-    todo = [job for job in jobs if not _finished(job)]
+    todo = [job for job in jobs if not is_finished(job.folder)]
     begun = [_start_of(plan, seed) for seed in dict.fromkeys(job.seed for job in todo)] if plan.start is not None else []
-    starts = [start for start in begun if not _finished(start)]
+    starts = [start for start in begun if not is_finished(start.folder)]
     failed: list[_Job] = []
     with Progress("ablations", len(todo) + len(starts), "runs") as progress, ThreadPoolExecutor(workers) as pool:
         # Jobs are taken up in this order, so one that waits for a start waits for a worker that is at it.
@@ -115,10 +113,6 @@ def _run_all(plan: AblationPlan, jobs: list[_Job], workers: int) -> list[_Job]:
             if not done:
                 failed.append(job)
     return failed
-
-
-def _finished(job: _Job) -> bool:
-    return (job.folder / "DONE").exists()
 
 
 def load_plan(path: Path) -> AblationPlan:
@@ -172,19 +166,14 @@ def _run(base: Path, job: _Job, start: "Future[tuple[_Job, bool]] | None") -> tu
     """Runs a job to its end, after its start; whether it got there."""
     if start is not None and not start.result()[1]:
         return job, False
-    job.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "unimo_ds.pretrain", str(base), *job.words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (job.folder / "log.txt").open("ab") as log:
-        subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    return job, _finished(job)  # the mark counts: a teardown may fail after all work is done
+    return job, run_to_end("unimo_ds.pretrain", [str(base), *job.words], job.folder)
 
 
 def write_table(plan: AblationPlan) -> Path:
     """Writes `ablations.md` and `ablations.json` of all runs of the plan that are finished, and prints the table."""
     numbers: dict[str, dict[int, dict[str, float]]] = {}
     for job in _jobs(plan):
-        if _finished(job):
+        if is_finished(job.folder):
             evaluation = json.loads((job.folder / "evaluation.json").read_text(encoding="utf-8"))
             numbers.setdefault(job.variant, {})[job.seed] = evaluation["numbers"]
     plan.folder.mkdir(parents=True, exist_ok=True)

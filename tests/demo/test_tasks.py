@@ -12,12 +12,15 @@ from unimo_ds.errors import UnimoError
 
 
 def test_every_task_runs_from_both_starts_with_every_seed() -> None:
-    stages = list(tasks._stages())
-    assert len(stages) == 12 and len({stage.done for stage in stages}) == 12
-    for stage in stages:
-        recipe = next(word for word in stage.command if word.endswith(".yaml"))
-        config = load_finetune_config(ROOT / recipe, stage.command[stage.command.index(recipe) + 1 :])
-        assert stage.done == config.folder / "DONE" and config.random_weights == ("random" in str(config.folder))
+    runs = list(tasks._runs())
+    assert len(runs) == 24 and len({run.folder for run in runs}) == 24
+    families = set()
+    for run in runs:
+        recipe, *overrides = run.words
+        config = load_finetune_config(ROOT / recipe, overrides)
+        assert config.folder == run.folder and config.seed == run.seed and config.random_weights == (run.start == "random")
+        families.add(config.task.family)
+    assert families == {"retrieval", "vqa", "entailment", "captioning", "sentences", "writing"}
 
 
 def test_it_wants_the_demo_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,8 +33,12 @@ def test_it_wants_the_demo_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_one_answer_to_everything(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path)
     half = load_finetune_config(inputs.config("half", inputs.entailment()))
-    assert tasks.commonest(half) == 0.5, "true and false take turns"
+    assert tasks.blind(half) == 0.5, "true and false take turns"
     quarter = load_finetune_config(inputs.config("quarter", inputs.vqa()))
-    assert 0.1 < tasks.commonest(quarter) < 0.6
+    assert 0.1 < tasks.blind(quarter) < 0.6
     captions = load_finetune_config(inputs.config("captions", inputs.captioning()))
-    assert 0 < tasks.commonest(captions) < 10
+    assert 0 < tasks.blind(captions) < 10
+    numbers = load_finetune_config(inputs.config("numbers", inputs.similarity()))
+    assert tasks.blind(numbers) == 0.0
+    pictures = load_finetune_config(inputs.config("pictures", inputs.retrieval()))
+    assert tasks.blind(pictures) == 0.25, "one caption for each of four pictures"

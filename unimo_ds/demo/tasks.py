@@ -4,22 +4,71 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from unimo_ds.config import FinetuneConfig, load_finetune_config
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.demo.life import ROOT, Stage, launch, run_stage
+from unimo_ds.demo.life import ROOT
+from unimo_ds.demo.task_sets import write_task_sets
 from unimo_ds.errors import UnimoError
 from unimo_ds.finetune import read_start
+from unimo_ds.metrics.ranking import chance_of_recall
+from unimo_ds.processes import cores, is_finished, run_to_end
+from unimo_ds.progress import Progress
 from unimo_ds.tasks.families import files_of, make_task
 
-_TASKS = {"vqa": "VQA", "entailment": "entailment", "captioning": "captions"}
 _STARTS = {"pretrained": "false", "random": "true"}
-_SEEDS = (1, 2)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the table: what it is called, and with which seeds its recipe is run from either start."""
+
+    title: str
+    seeds: tuple[int, ...]
+
+
+_ROWS = {
+    "retrieval": _Row("captions and pictures that find each other", (1, 2)),
+    "vqa": _Row("questions about a picture", (1, 2)),
+    "entailment": _Row("statements about a picture", (1, 2)),
+    "captioning": _Row("captions of a picture", (1, 2)),
+    "pairs": _Row("statements about a caption", (1,)),
+    "similarity": _Row("how alike two captions are", (1,)),
+    "telling": _Row("one sentence for four", (1,)),
+    "questions": _Row("questions to an answer", (1,)),
+}
+
+
+@dataclass(frozen=True)
+class _Run:
+    task: str
+    start: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(f"runs/demo/tasks/{self.task}-{self.start}-{self.seed}")
+
+    @property
+    def words(self) -> list[str]:
+        changes = {"folder": self.folder, "seed": self.seed, "random_weights": _STARTS[self.start]}
+        return [f"recipes/tasks/demo_{self.task}.yaml", *(f"{key}={value}" for key, value in changes.items())]
+
+    def to_end(self) -> bool:
+        return run_to_end("unimo_ds.finetune", self.words, self.folder)
+
+    def best(self) -> float:
+        score: float = json.loads((self.folder / "checkpoints/best").read_text(encoding="utf-8"))["score"]
+        return score
 
 
 def run_task_demo() -> None:
-    """Fine-tunes what is not finished, and prints a table of the best dev scores.
+    """Fine-tunes what is not finished, as many runs at once as there are cores, and prints a table of the best dev scores.
 
     Raises:
         UnimoError: the demo's model is not there, or a run failed.
@@ -27,50 +76,59 @@ def run_task_demo() -> None:
     os.chdir(ROOT)
     if not Path("runs/demo/world/DONE").exists():
         raise UnimoError("runs/demo/world: the demo's model is not there; run `make demo` first")
-    stages = list(_stages())
-    for number, stage in enumerate(stages, 1):
-        run_stage(stage, f"[{number}/{len(stages)}]")
-    print(f"\n{table()}")
+    write_task_sets(Path("data/demo/world"), Path("data/demo/tasks"))
+    todo = [run for run in _runs() if not is_finished(run.folder)]
+    with Progress("fine-tuning", len(todo), "runs") as progress, ThreadPoolExecutor(cores()) as pool:
+        futures = {pool.submit(run.to_end): run for run in todo}
+        for future in as_completed(futures):
+            run = futures[future]
+            if not future.result():
+                pool.shutdown(cancel_futures=True)
+                raise UnimoError(f"{run.folder}: the run failed; see {run.folder / 'log.txt'}")
+            progress.advance(note=f"{run.task} from {run.start}, seed {run.seed}: {run.best():.3f}")
+    shown = table()
+    Path("runs/demo/tasks/table.md").write_text(shown + "\n", encoding="utf-8")
+    print(
+        f"\n{shown}\n\nEach one's best and worst answers: unimo-ds evaluate runs/demo/tasks/vqa-pretrained-1 "
+        "--images data/demo/world/images"
+    )
 
 
-def _folder(task: str, start: str, seed: int) -> Path:
-    return Path(f"runs/demo/tasks/{task}-{start}-{seed}")
-
-
-def _stages() -> Iterator[Stage]:
-    for task, name in _TASKS.items():
-        for start, random in _STARTS.items():
-            for seed in _SEEDS:
-                folder = _folder(task, start, seed)
-                words = (f"recipes/tasks/demo_{task}.yaml", f"folder={folder}", f"seed={seed}", f"random_weights={random}")
-                yield Stage(f"{name} from {start}, seed {seed}", launch("unimo_ds.finetune", *words), folder / "DONE")
+def _runs() -> Iterator[_Run]:
+    for task, row in _ROWS.items():
+        yield from (_Run(task, start, seed) for seed in row.seeds for start in _STARTS)
 
 
 def table() -> str:
-    """The best dev score of each run, over seeds, beside that of the commonest answer."""
-    head = "| task | dev score | pre-trained | random weights | the commonest answer |\n|---|---|--:|--:|--:|"
+    """The best dev score of each run, over seeds, beside that of an answer that has not seen its question.
+
+    The last column says by how much the worst run from the pre-trained start is better than the best one from random weights.
+    """
+    head = "| task | dev score | pre-trained | random weights | blind | apart |\n|---|---|--:|--:|--:|--:|"
     rows = []
-    for task, name in _TASKS.items():
+    for task, row in _ROWS.items():
         config = load_finetune_config(Path(f"recipes/tasks/demo_{task}.yaml"))
         metric = make_task(config.task, read_start(config.init).tokenizer).chosen_by
-        scores = [", ".join(f"{_best(_folder(task, start, seed)):.3f}" for seed in _SEEDS) for start in _STARTS]
-        rows.append(f"| {name} | {metric} | {scores[0]} | {scores[1]} | {commonest(config):.3f} |")
+        scores = {start: [_Run(task, start, seed).best() for seed in row.seeds] for start in _STARTS}
+        cells = [", ".join(f"{score:.3f}" for score in scores[start]) for start in _STARTS]
+        apart = min(scores["pretrained"]) - max(scores["random"])
+        rows.append(f"| {row.title} | {metric} | {' | '.join(cells)} | {blind(config):.3f} | {apart:+.3f} |")
     return "\n".join([head, *rows])
 
 
-def _best(folder: Path) -> float:
-    score: float = json.loads((folder / "checkpoints/best").read_text(encoding="utf-8"))["score"]
-    return score
-
-
-def commonest(config: FinetuneConfig) -> float:
-    """The dev score of one answer to everything: the one that is right most often in training."""
+def blind(config: FinetuneConfig) -> float:
+    """The dev score of the answer that is most often right in training, given to everything; of retrieval, of random scores."""
     task = make_task(config.task, read_start(config.init).tokenizer)
-    train = [example for part in files_of(config.task.train) for example in task.read(part, Rejects(), teach=True)]
     dev = list(task.read(next(iter(config.task.dev.values())), Rejects(), teach=False))
+    if config.task.family == "retrieval":
+        right = np.array([[example.image == image for image in {each.image: None for each in dev}] for example in dev])
+        return (chance_of_recall(right, 1) + chance_of_recall(right.T, 1)) / 2
+    train = [example for part in files_of(config.task.train) for example in task.read(part, Rejects(), teach=True)]
     if train[0].target:
         (answer, _), *_ = Counter(example.target for example in train).most_common(1)
         return task.score([answer] * len(dev), dev)[task.chosen_by]
     targets = task.targets(train)
+    if targets.is_floating_point() and targets.dim() == 1:
+        return 0.0  # one number for all is correlated with nothing
     votes_C = targets.bincount() if targets.dim() == 1 else targets.sum(0)
     return task.score([votes_C.float().numpy()] * len(dev), dev)[task.chosen_by]
