@@ -1,6 +1,6 @@
 """Sets of the language tasks, made of the drawn world's own files and written in the forms that such sets are published in.
 
-- `pairs_*.tsv`, as MNLI: a caption and a statement, which the picture entails, contradicts, or neither (of the world's SNLI-VE);
+- `pairs_*.tsv`, as MNLI: a caption and a statement, which the picture entails, contradicts, or neither;
 - `similar_*.tsv`, as STS-B: two captions, and from 0 to 5 how much of what their pictures show is the same;
 - `told_*.jsonl`, as Gigaword: four captions of a picture to the fifth;
 - `questions_*.json`, as SQuAD: all captions of a picture, and the world's questions about it with their answers.
