@@ -48,6 +48,7 @@ def test_every_recipe_of_a_task_loads(recipe: Path, monkeypatch: pytest.MonkeyPa
     assert deepspeed_config(config.training)["zero_optimization"]["stage"] == 3
     training = config.training.for_examples(1000)
     assert training.steps == config.training.epochs * 1000 // config.training.batch_size > training.warmup_steps
+    assert all(0 < step < training.steps for step in training.tenth_after)
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     assert load_finetune_config(tmp_path / "dumped.yaml") == config
 

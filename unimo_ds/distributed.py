@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -148,8 +149,9 @@ def dealt(batches: Sequence[T], nothing: T) -> Iterator[T]:
 def in_order(parts: Sequence[tuple[Iterable[int], Iterable[Any]]]) -> list[Any]:
     """What was found for each item, by item number, on every rank; `parts` are the batches of `shares` with their numbers."""
     gathered = [part for rank in gather_objects(list(parts)) for part in rank]
-    by_number = dict(pair for numbers, found in gathered for pair in zip(numbers, found, strict=True))
-    return [by_number[number] for number in sorted(by_number)]
+    numbers = np.concatenate([np.zeros(0, np.int64), *(np.asarray(part, np.int64) for part, _ in gathered)])
+    found = [each for _, part in gathered for each in part]
+    return [found[place] for place in np.argsort(numbers)]
 
 
 def over_ranks(items: int, at_once: int, work: Callable[[list[int]], Iterable[Any]]) -> list[Any]:

@@ -42,6 +42,12 @@ def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
     assert learning_rate(section(steps=4, learning_rate=1.0), 3) == pytest.approx(0.25)
 
 
+def test_a_rate_that_falls_in_steps_keeps_its_warm_up() -> None:
+    training = section(steps=10, warmup_steps=2, learning_rate=8.0, tenth_after=[5, 8])
+    found = [learning_rate(training, step) for step in range(10)]
+    assert found == pytest.approx([4, 8, 8, 8, 8, 0.8, 0.8, 0.8, 0.08, 0.08])
+
+
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.integers(1, 300), st.integers(0, 400))
 def test_the_rate_is_never_0_in_the_run_rises_then_falls_and_never_exceeds_its_peak(steps: int, warmup: int) -> None:

@@ -17,6 +17,7 @@ from unimo_ds.config import CaptionFiles, DialogueFiles, EntailmentFiles, TextFi
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStoreWriter, finish_store
 from unimo_ds.errors import DataError
+from unimo_ds.tasks.captions import captioned
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.id_files import read_id_sentences
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer, train_tokenizer
@@ -172,6 +173,8 @@ def test_sentences_of_retrieval(tmp_path: Path, tokenizer: Tokenizer) -> None:
     wrong = ("train.ids:2 ", "token id 3; expected 4 to"), ("train.ids:3 ", "6 fields; expected 5: token_ids")
     for reason, words in zip(rejects.reasons, wrong, strict=True):
         assert all(word in reason for word in words)
+    files = CaptionFiles(path=tmp_path / "train.ids", regions=tmp_path)
+    assert list(captioned(files, tokenizer, Rejects())) == [("a.jpg", "a.jpg", ["A cup is red."])]
 
 
 @pytest.mark.parametrize("family", ["writing", "dialogue", "entailment", "captioning", "retrieval"])

@@ -12,6 +12,7 @@ from unimo_ds.config import (
     CaptionFiles,
     CaptioningSection,
     EntailmentFiles,
+    RetrievalSection,
     SentenceFiles,
     SentencesSection,
     TextFiles,
@@ -23,6 +24,7 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStoreWriter, finish_store
 from unimo_ds.errors import DataError
 from unimo_ds.tasks.entailment import Entailment
+from unimo_ds.tasks.retrieval import Retrieval
 from unimo_ds.tasks.sentences import Sentences
 from unimo_ds.tasks.task import Example
 from unimo_ds.tasks.vqa import Vqa, common_answers
@@ -209,6 +211,27 @@ def test_captions_of_karpathys_split(tmp_path: Path, regions: Path, tokenizer: T
     (evaluated,), rejects = captions(files, False, tokenizer)
     assert (evaluated.name, evaluated.image, evaluated.label) == ("7", "val/other.jpg", ["A cup.", "Two cups."])
     assert rejects.count == 1 and "images[2]: 'split'" in rejects.reasons[0]
+
+
+def test_retrieval_reads_karpathys_split_of_flickr30k(tmp_path: Path, regions: Path, tokenizer: Tokenizer) -> None:
+    image = {"imgid": 7, "filename": "other.jpg", "split": "val", "sentences": [{"raw": "A cup."}, {"raw": "Two cups."}]}
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"images": [image, {**image, "filename": "lost.jpg"}], "dataset": "flickr30k"}))
+    content = {"path": path, "regions": regions, "splits": ["val"], "images": "val/{}"}
+    section = {"family": "retrieval", "train": content, "dev": {"dev": content}, "negatives": 1}
+    task, rejects = Retrieval(RetrievalSection.model_validate(section), tokenizer), Rejects()
+    found = list(task.read(CaptionFiles.model_validate(content), rejects, teach=False))
+    assert [(each.name, each.texts, each.image) for each in found] == [
+        ("7", ("A cup.",), "val/other.jpg"),
+        ("7", ("Two cups.",), "val/other.jpg"),
+    ]
+    assert rejects.count == 1 and "image 'val/lost.jpg' has no regions" in rejects.reasons[0]
+    with pytest.raises(
+        DataError, match=r"dataset\.json: has 1 images with regions; task\.negatives = 1 wants at least one more"
+    ):
+        list(task.read(CaptionFiles.model_validate(content), rejects, teach=True))
+    with pytest.raises(DataError, match=r"dataset\.json: holds several splits; say with `splits`"):
+        list(task.read(CaptionFiles(path=path, regions=regions), rejects, teach=False))
 
 
 def texts(files: TextFiles, teach: bool, tokenizer: Tokenizer) -> tuple[list[Example], Rejects]:

@@ -8,7 +8,7 @@ Shape suffixes: see `unimo_ds.batch`; B examples, C classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -205,9 +205,10 @@ class Task(ABC, Generic[F]):
         """The pairings that are answered to evaluate a set, [N, 2]: by default every example's own image and texts."""
         return np.arange(len(examples)).repeat(2).reshape(-1, 2)
 
-    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> list[Any]:
+    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Iterable[Any]:
         """The answer to each sequence of a stream; every rank must call it as often."""
-        return list(self.output(unimo, head, batch).cpu().numpy())
+        found: Floats = self.output(unimo, head, batch).cpu().numpy()
+        return found
 
     def gathered(self, asked_N2: Ints, answers: list[Any], examples: Sequence[Example]) -> list[Any]:
         """The answer to each example of a set, from the answers to what was asked."""
@@ -253,6 +254,6 @@ class TaskModel(nn.Module):
         share = self._task.cost(self.unimo, self.head, batch) / max(1.0, totals.targets)
         return share * distributed.world_size(), share.detach()[None]
 
-    def answers(self, batch: Batch) -> list[Any]:
+    def answers(self, batch: Batch) -> Iterable[Any]:
         """The answer to each sequence of a stream (`Task.answers`)."""
         return self._task.answers(self.unimo, self.head, batch)
