@@ -16,6 +16,7 @@ from unimo_ds.config import AdversarialSection, EntailmentFiles, TaskDataSection
 from unimo_ds.engine.checkpoint import best_checkpoint, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
 from unimo_ds.finetune import evaluate_finetuned, finetune, is_finetuned, predict_sets
+from unimo_ds.tasks import examples
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
 from unimo_ds.tokenizer import Tokenizer
@@ -124,6 +125,13 @@ def test_a_report_shows_the_best_and_the_worst_answers(
     evaluate_finetuned(tuned["vqa"], [])
     page = (tuned["vqa"] / "checkpoints/step-00000004/report.html").read_text()
     assert page.count("data:image/jpeg") == 20 and "no --images folder was given" in page
+
+
+def test_batches_made_by_a_worker_are_the_same(tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["data.positions_per_micro_batch=128"]
+    alone = evaluate_finetuned(tuned["retrieval"], small)
+    monkeypatch.setattr(examples, "_WORTH_A_WORKER", 2)
+    assert evaluate_finetuned(tuned["retrieval"], small) == alone
 
 
 def test_a_set_without_labels_is_not_scored_and_that_is_said(

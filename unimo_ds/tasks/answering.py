@@ -30,12 +30,13 @@ def answers_of(model: TaskModel, examples: ExampleSet, feature_width: int) -> li
     try:
         task = examples.task
         asked_N2 = task.asked(examples.examples, lambda: _vectors_alone(model, examples, feature_width))
+        shares = list(examples.shares(asked_N2))
+        prepared = examples.prepare(asked_N2, shares, feature_width)
         parts = []
         shown = len(asked_N2) >= _SHOWN_FROM and distributed.rank() == 0
         with Progress(f"{examples.name}, on rank 0", -(-len(asked_N2) // distributed.world_size()), "pairs", shown) as progress:
-            for places in examples.shares(asked_N2):
-                batch = examples.pack_asked(asked_N2[places].tolist(), feature_width)
-                parts.append((places, model.answers(batch.to(distributed.device()))))
+            for places, step in zip(shares, prepared, strict=True):
+                parts.append((places, model.answers(step.batches[0].to(distributed.device()))))
                 progress.advance(len(places))
     finally:
         model.train(training)

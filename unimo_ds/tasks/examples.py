@@ -15,7 +15,7 @@ from unimo_ds import distributed
 from unimo_ds.batch import Batch
 from unimo_ds.config import TaskDataSection
 from unimo_ds.data.corpus import can_be_read
-from unimo_ds.data.loader import StepData
+from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.data.order import Draw, Mixture, generator, order
 from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.plan import CANDIDATES, Item, share
@@ -25,6 +25,8 @@ from unimo_ds.errors import ConfigError, DamagedRecordError, DataError
 from unimo_ds.tasks.classification import joined, show_image
 from unimo_ds.tasks.task import Example, Pairing, Task, TaskBatch, Tokens
 from unimo_ds.tokenizer import Tokenizer
+
+_WORTH_A_WORKER = 100  # batches of an evaluation: fewer are packed before a worker has started
 
 
 class ExampleSet:
@@ -131,6 +133,12 @@ class ExampleSet:
             self.task.add(packer, self._paired(image_of, text_of), self.tokens(text_of), place)
         return packer.build()
 
+    def prepare(self, asked_N2: Ints, shares: Sequence[Ints], feature_width: int) -> Iterator[StepData[Batch]]:
+        """The stream of each of this rank's `shares`, prepared ahead by worker processes where there are many."""
+        data = _AskedSteps(self, asked_N2, shares, feature_width)
+        workers = self._data.workers if len(shares) >= _WORTH_A_WORKER else 0
+        return load_steps(data, 0, len(shares), workers, self._data.prefetch_steps)
+
     def pack_alone(self, images_of: Sequence[int], texts_of: Sequence[int], feature_width: int) -> Batch:
         """The stream of some examples' images, and of some examples' texts, each encoded alone."""
         shown = [self.examples[number] for number in images_of]
@@ -177,6 +185,17 @@ def _image(example: Example, max_regions: int, known: dict[tuple[int, str], tupl
     if key not in known:
         known[key] = len(known), 1 + min(example.store.count(example.image), max_regions)
     return known[key]
+
+
+class _AskedSteps(Dataset[StepData[Batch]]):
+    """The batches of an evaluation, by number."""
+
+    def __init__(self, examples: ExampleSet, asked_N2: Ints, shares: Sequence[Ints], feature_width: int) -> None:
+        self._examples, self._asked_N2, self._shares, self._feature_width = examples, asked_N2, shares, feature_width
+
+    def __getitem__(self, number: int) -> StepData[Batch]:
+        pairings = self._asked_N2[self._shares[number]].tolist()
+        return StepData(number, [self._examples.pack_asked(pairings, self._feature_width)], [], [])
 
 
 class TaskSteps(Dataset[StepData[TaskBatch]]):
