@@ -13,15 +13,19 @@ demo: $(VENV)/.ready system
 demo-tasks: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo-tasks
 
+# Fast tests run on two cores, a thread each; those that start ranks of their own, or take long, one after the other.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not life and not long"
+
 test: $(VENV)/.ready system
-	$(BIN)/python -m pytest -q --durations=15
+	$(FAST) --durations=5
+	$(BIN)/python -m pytest -q --durations=15 -m "life or long"
 
 check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not life and not long"
+	$(FAST)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -107,7 +107,7 @@ def ours(size: str, dtype: torch.dtype, load: work.Workload) -> Score:
             packer = Packer(work.FEATURE_WIDTH, max_regions=100)
             for number, (example, tokens) in enumerate(pairs[first : first + AT_ONCE]):
                 task.add(packer, example, Tokens([tokens], None, 64), number)
-            scores += model.answers(packer.build())
+            scores.extend(model.answers(packer.build()))
         return scores
 
     return score

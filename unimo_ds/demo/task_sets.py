@@ -17,6 +17,7 @@ from unimo_ds.files import replace_text
 
 _SPLITS = {"train": "train", "val": "dev"}  # of the world; of its SNLI-VE
 _PAIRS_A_PICTURE = 2
+_QUESTIONED = {"train": 500, "val": 50}  # pictures: to search for a text takes long on a CPU
 
 Things = set[tuple[int, int]]  # kinds with colours
 
@@ -84,8 +85,8 @@ def _questions(world: Path, split: str, captions: dict[int, list[str]]) -> dict[
         each["question_id"]: each["multiple_choice_answer"]
         for each in _read(world / f"vqa/v2_world_{split}_annotations.json")["annotations"]
     }
-    paragraphs: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for question in asked:
+    paragraphs: dict[int, list[dict[str, Any]]] = {picture: [] for picture in list(captions)[: _QUESTIONED[split]]}
+    for question in (each for each in asked if each["image_id"] in paragraphs):
         answer = answers[question["question_id"]]
         start = " ".join(captions[question["image_id"]]).find(answer)  # -1: the captions do not say it
         paragraphs[question["image_id"]].append(
