@@ -220,3 +220,22 @@ def test_regions_are_hidden_if_any_objective_asks_for_it(tmp_path: Path, mrfr: f
 def test_what_is_not_given_is_as_in_the_paper(tmp_path: Path, key: str, value: object) -> None:
     """A changed default would silently change every run that does not give the key."""
     assert functools.reduce(getattr, key.split("."), load_config(write(tmp_path))) == value
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        (
+            "flickr30k",
+            "training.tenth_after=[24, 24]",
+            r"training.*tenth_after \[24, 24\]: give rising epochs before the last of 40",
+        ),
+        ("flickr30k", "training.epochs=30", r"tenth_after \[24, 32\]: give rising epochs before the last of 30"),
+        ("flickr30k", "task.train.images='{name}.jpg'", r"braces stand for the image"),
+        ("vqa", "task.dev.val.images='{'", r"braces stand for the image|expected '}'"),
+        ("mnli", "task.metric=matthews", r"metric 'matthews' with labels .*: it is of two classes"),
+    ],
+)
+def test_settings_of_tasks_that_cannot_be_meant(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_finetune_config(ROOT / f"recipes/tasks/{recipe}.yaml", [override])

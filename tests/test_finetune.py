@@ -88,6 +88,9 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
     (retrieval,) = predict_sets(tuned["retrieval"], tmp_path / "retrieval", [])
     rows = [json.loads(line) for line in retrieval.read_text().splitlines()]
     assert all(len(row["found"]) == 4 and row["image"] in row["found"] for row in rows) and len(rows) == 4
+    (retrieval,) = predict_sets(tuned["retrieval"], tmp_path / "two_stages", ["task.candidates=1"])
+    rows = [json.loads(line) for line in retrieval.read_text().splitlines()]
+    assert all(1 <= len(row["found"]) <= 4 for row in rows) and any(len(row["found"]) < 4 for row in rows), "what was scored"
     (captioning,) = predict_sets(tuned["captioning"], tmp_path / "captioning", [])
     assert all(type(each["image_id"]) is int and type(each["caption"]) is str for each in json.loads(captioning.read_text()))
     (writing,) = predict_sets(tuned["writing"], tmp_path / "writing", [])
@@ -214,6 +217,43 @@ def test_a_run_is_not_resumed_with_other_answers(inputs: Inputs) -> None:
     run(inputs, "answers", inputs.vqa(), epochs=1)
     with pytest.raises(CheckpointError, match=r"other answers.*choose another folder"):
         run(inputs, "answers", {**inputs.vqa(), "answer_count": 12}, epochs=2)
+
+
+def test_a_run_folder_is_of_one_task(inputs: Inputs, tuned: dict[str, Path]) -> None:
+    folder = f"folder={tuned['sentences']}"
+    with pytest.raises(CheckpointError, match=r"another task.*choose another folder"):
+        run(inputs, "another", inputs.writing(), folder, epochs=2)
+    with pytest.raises(CheckpointError, match=r"chosen by rouge_l, not bleu_4; choose another folder"):
+        run(inputs, "other_metric", {**inputs.writing(), "metric": "bleu"}, f"folder={tuned['writing']}", epochs=2)
+    with pytest.raises(ConfigError, match=r"other labels; task\.family and task\.labels are its own"):
+        evaluate_finetuned(tuned["sentences"], ["task.labels=['3', '2', '1', '0']"])
+
+
+def test_what_has_no_label_is_neither_taught_nor_scored(inputs: Inputs, tmp_path: Path) -> None:
+    lines = (inputs.folder / "entailment_train.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    without = [{key: value for key, value in row.items() if key != "gold_label"} for row in rows]
+    for name, content in {"none": without, "some": rows[:3] + without[3:5]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    path = f"path={tmp_path}"
+    with pytest.raises(DataError, match=r"train: not one example can be used; example '0' has no label"):
+        run(inputs, "untaught", inputs.entailment(), f"task.train.{path}/none.jsonl", epochs=1)
+    with pytest.raises(
+        DataError, match=r"task\.dev\.dev: 2 of 5 examples have no label, first '3'.*move the set to task\.test"
+    ):
+        run(inputs, "unscored", inputs.entailment(), f"task.dev.dev.{path}/some.jsonl", epochs=1)
+
+
+def test_texts_longer_than_the_model_are_refused_at_once(inputs: Inputs) -> None:
+    with pytest.raises(ConfigError, match=r"data\.max_text_tokens = 2000: .* has positions for 512; lower it"):
+        run(inputs, "long", inputs.sentences(), "data.max_text_tokens=2000")
+    with pytest.raises(ConfigError, match=r"task\.decoding\.longest = 600: "):
+        run(inputs, "long", inputs.captioning(), "task.decoding.longest=600")
+
+
+def test_a_step_larger_than_the_set_is_an_epoch(inputs: Inputs) -> None:
+    folder = run(inputs, "large_steps", inputs.sentences(), epochs=3, batch_size=500)
+    assert [step for step, _ in numbers(folder, "loss")] == [1, 2, 3]
 
 
 def test_a_text_model_cannot_start_a_task_with_images(inputs: Inputs, tuned: dict[str, Path]) -> None:

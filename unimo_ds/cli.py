@@ -1,5 +1,6 @@
 """The command line: `unimo-ds COMMAND`. Each command parses its words and makes one call."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,10 +39,12 @@ def predict(
     overrides: Overrides = None,
 ) -> None:
     """Predictions for the dev and test sets of a fine-tuning run, in the form of the task's public evaluation."""
+    from unimo_ds import distributed
     from unimo_ds.finetune import predict_sets
 
     for file in predict_sets(run, out, overrides or []):
-        typer.echo(file)
+        if distributed.rank() == 0:
+            typer.echo(file)
 
 
 @app.command()
@@ -271,11 +274,14 @@ def demo_tasks() -> None:
 
 
 def main() -> None:
-    """Entry point; an error that is the user's to mend is one line, not a traceback."""
+    """Entry point; an error that is the user's to mend is one line, not a traceback, on the first of several ranks."""
+    # `deepspeed --module unimo_ds.cli` gives every rank a word of its own; which rank it is, the environment says as well.
+    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     try:
         app()
     except UnimoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 

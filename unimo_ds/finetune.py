@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from unimo_ds import distributed, nvidia_apex
+from unimo_ds.batch import FIRST_POSITION
 from unimo_ds.config import FinetuneConfig, ModelSection, TrainingSection, dump_config, load_finetune_config
 from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
 from unimo_ds.engine.engine import Engine, Passes, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
-from unimo_ds.errors import CheckpointError
+from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import Unimo, parameter_groups
 from unimo_ds.tasks.adversarial import Rounds
@@ -83,12 +84,19 @@ def finetune(config: FinetuneConfig) -> Path | None:
     start = read_start(config.init)
     nvidia_apex.check(start.model.layer_norm, config.training.optimizer)
     check_settings(config.training)
+    _check_lengths(config, start.model)
     task = make_task(config.task, start.tokenizer)
     train = _open_set("train", config.task.train, config, task, start, teach=True)
     dev = {name: _open_set(f"dev {name}", part, config, task, start, teach=False) for name, part in config.task.dev.items()}
+    for name, examples in dev.items():
+        if unlabelled := examples.unlabelled:
+            raise DataError(
+                f"task.dev.{name}: {len(unlabelled)} of {len(examples)} examples have no label, first {unlabelled[0]!r}; "
+                "a dev set is scored: leave them out, or move the set to task.test"
+            )
     training = config.training.for_examples(len(train))
     checkpoint = find_checkpoint(config.folder / "checkpoints")
-    step = _step_of(checkpoint, start, task)
+    step = _step_of(checkpoint, config, start, task)
     if step >= training.steps:
         if here.rank == 0:
             print(
@@ -127,11 +135,11 @@ def _open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], sta
     return examples
 
 
-def _step_of(checkpoint: Path | None, start: Start, task: Task[Any]) -> int:
+def _step_of(checkpoint: Path | None, config: FinetuneConfig, start: Start, task: Task[Any]) -> int:
     """The step to go on from.
 
     Raises:
-        CheckpointError: the run's checkpoint holds another model, or a head for other answers.
+        CheckpointError: the run's checkpoint holds another model, or is of another task or other answers.
     """
     if checkpoint is None:
         return 0
@@ -140,11 +148,35 @@ def _step_of(checkpoint: Path | None, start: Start, task: Task[Any]) -> int:
         raise CheckpointError(
             f"{checkpoint}: was started from a model of another shape than init = {start.checkpoint}; choose another folder"
         )
-    if state["task"] != task.facts:
+    if state["task"] != _facts(config, task) or state["chosen_by"] != task.chosen_by:
         raise CheckpointError(
-            f"{checkpoint}: its head was trained for other answers than task.train or task.labels give; choose another folder"
+            f"{checkpoint}: its head was trained for another task, or other answers than task.train or task.labels give, or "
+            f"its best checkpoint was chosen by {state['chosen_by']}, not {task.chosen_by}; choose another folder"
         )
     return int(state["step"])
+
+
+def _facts(config: FinetuneConfig, task: Task[Any]) -> dict[str, Any]:
+    """What a head is of: the family, and what its numbers stand for."""
+    return {"family": config.task.family, **task.facts}
+
+
+def _check_lengths(config: FinetuneConfig, model: ModelSection) -> None:
+    """Refuses, before any work is done, texts that are longer than the model has positions for.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    most = model.max_positions - FIRST_POSITION
+    section = config.task.model_dump()
+    wanted = {
+        "data.max_text_tokens": config.data.max_text_tokens,
+        "task.max_target_tokens": section.get("max_target_tokens", 0),
+        "task.decoding.longest": section.get("decoding", {}).get("longest", 0),
+    }
+    for key, tokens in wanted.items():
+        if tokens > most:
+            raise ConfigError(f"{key} = {tokens}: the model of init = {config.init} has positions for {most}; lower it")
 
 
 def _build_engine(
@@ -159,7 +191,7 @@ def _build_engine(
     if checkpoint is not None:
         weights: dict[str, torch.Tensor] | None = read_weights(checkpoint)
     else:
-        weights = None if config.random_weights else _fitting_weights(task, start)
+        weights = None if config.random_weights else _fitting_weights(config, task, start)
     return Engine(build, lambda module: parameter_groups(module, training.weight_decay), training, weights)
 
 
@@ -172,14 +204,14 @@ def build_model(task: Task[Any], model: ModelSection) -> TaskModel:
     return TaskModel(unimo, task, model)
 
 
-def _fitting_weights(task: Task[Any], start: Start) -> dict[str, torch.Tensor]:
+def _fitting_weights(config: FinetuneConfig, task: Task[Any], start: Start) -> dict[str, torch.Tensor]:
     """The weights of the start, without a head of other classes (MNLI's before STS-B, or one for other answers).
 
     Raises:
         CheckpointError: the start lacks weights of the model itself, or has them in another shape.
     """
     weights = read_weights(start.checkpoint)
-    if start.facts != task.facts:
+    if start.facts != _facts(config, task):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     with torch.device("meta"):
         wanted = {name: parameter.shape for name, parameter in build_model(task, start.model).named_parameters()}
@@ -262,7 +294,8 @@ class FinetuningRun(TrainingRun):
             "samples": step * self._config.training.batch_size,
             "model": start.model.model_dump(mode="json"),
             "detector": start.detector,
-            "task": self._task.facts,
+            "task": _facts(self._config, self._task),
+            "chosen_by": self._task.chosen_by,
             "world_size": distributed.world_size(),
         }
         return Extras(dump_config(self._config), state, start.tokenizer.folder)
@@ -294,12 +327,17 @@ def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: the overrides make another task of it.
     """
     distributed.initialise(timeout_seconds=600)
     start = read_start(path)
     checkpoint = start.checkpoint
     config = load_finetune_config(checkpoint / "config.yaml", overrides)
     task = make_task(config.task, start.tokenizer, start.facts)
+    if start.facts != _facts(config, task):
+        raise ConfigError(
+            f"{checkpoint}: was trained for another task, or other labels; task.family and task.labels are its own"
+        )
     model = build_model(task, start.model)
     model.load_state_dict(read_weights(checkpoint))
     model.to(distributed.device())
@@ -327,7 +365,7 @@ def evaluate_finetuned(path: Path, overrides: list[str], images: Path | None = N
     found = open_finetuned(path, overrides)
     width, task = found.start.model.feature_width, found.task
     sets = {name: found.open_set(f"dev {name}", part) for name, part in found.config.task.dev.items()}
-    answers = {name: answers_of(found.model, each, width) for name, each in sets.items() if each.labelled}
+    answers = {name: answers_of(found.model, each, width) for name, each in sets.items() if not each.unlabelled}
     scores = {name: task.score(found_answers, sets[name].examples) for name, found_answers in answers.items()}
     if distributed.rank() == 0:
         _report(found, sets, answers, scores, images)

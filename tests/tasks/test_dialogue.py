@@ -133,6 +133,10 @@ def test_coqa_is_read_with_the_first_answers_before_a_question(tmp_path: Path) -
     evaluated, _ = read(tmp_path / "dev.json", [{**story, **more}], teach=False)
     assert [each.label for each in evaluated] == [["a cat", "the cat", "cat"], ["here", "there", "here"]]
     assert rejects.count == 0
+    holes = {"additional_answers": {"0": turns("the cat"), "1": [{}, {}]}}
+    evaluated_with_holes, rejects = read(tmp_path / "holes.json", [{**story, **holes}], teach=False)
+    assert [each.label for each in evaluated_with_holes] == [["a cat", "the cat"], ["here"]]
+    assert rejects.count == 3 and "data[0].additional_answers.0: turn 2" in "".join(rejects.reasons)
     assert json.loads(task().predictions(["A cat", "x"], evaluated)) == [
         {"id": "s1", "turn_id": 1, "answer": "A cat"},
         {"id": "s1", "turn_id": 2, "answer": "x"},

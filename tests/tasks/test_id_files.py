@@ -175,6 +175,11 @@ def test_sentences_of_retrieval(tmp_path: Path, tokenizer: Tokenizer) -> None:
         assert all(word in reason for word in words)
     files = CaptionFiles(path=tmp_path / "train.ids", regions=tmp_path)
     assert list(captioned(files, tokenizer, Rejects())) == [("a.jpg", "a.jpg", ["A cup is red."])]
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/0.gz").write_bytes(gzip.compress(f"{row}\n".encode()))
+    for path in (tmp_path / "part", tmp_path / "part/0.gz"):
+        files = CaptionFiles(path=path, regions=tmp_path)
+        assert list(captioned(files, tokenizer, Rejects())) == [("a.jpg", "a.jpg", ["A cup is red."])]
 
 
 @pytest.mark.parametrize("family", ["writing", "dialogue", "entailment", "captioning", "retrieval"])

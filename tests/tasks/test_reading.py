@@ -227,9 +227,12 @@ def test_retrieval_reads_karpathys_split_of_flickr30k(tmp_path: Path, regions: P
     ]
     assert rejects.count == 1 and "image 'val/lost.jpg' has no regions" in rejects.reasons[0]
     with pytest.raises(
-        DataError, match=r"dataset\.json: has 1 images with regions; task\.negatives = 1 wants at least one more"
+        DataError, match=r"dataset\.json: has 1 images with captions and regions; task\.negatives = 1 wants at least one more"
     ):
         list(task.read(CaptionFiles.model_validate(content), rejects, teach=True))
+    content["splits"] = ["trian"]
+    with pytest.raises(DataError, match=r"has no image of the splits trian; there are: val"):
+        list(task.read(CaptionFiles.model_validate(content), Rejects(), teach=True))
     with pytest.raises(DataError, match=r"dataset\.json: holds several splits; say with `splits`"):
         list(task.read(CaptionFiles(path=path, regions=regions), rejects, teach=False))
 

@@ -1,5 +1,6 @@
 """Retrieval: what a pair is taught with, the circle loss, full and two-stage scoring."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from tests.helpers import TINY, WordsTokenizer, random_regions
 from tests.numerics.test_outputs import sequences
 from tests.numerics.test_whole_model import linear
 from tests.tasks.test_losses import Store, first_words, stirred
-from unimo_ds.config import RetrievalSection
+from unimo_ds.config import CaptionFiles, RetrievalSection
 from unimo_ds.data.packing import Packer
+from unimo_ds.data.prepared import Rejects
+from unimo_ds.errors import DataError
 from unimo_ds.metrics.ranking import recall_at
 from unimo_ds.tasks.retrieval import Retrieval, circle_loss
 from unimo_ds.tasks.task import Example, TaskBatch, TaskTotals, Tokens
@@ -92,6 +95,24 @@ def test_loss_and_gradients(margin: float, scale: float) -> None:
         assert parameter.grad is not None
         expected = torch.zeros_like(parameter) if right is None else right
         torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_images_without_captions_are_no_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        folder = tmp_path
+
+        def __contains__(self, key: str) -> bool:
+            return True
+
+    monkeypatch.setattr("unimo_ds.tasks.retrieval.RegionStore", lambda folder: Full())
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(9)]
+    told = [{"image_id": number, "caption": "A cup."} for number in range(NEGATIVES)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": told}))
+    files = CaptionFiles(path=tmp_path / "captions.json", regions=tmp_path)
+    with pytest.raises(
+        DataError, match=f"has {NEGATIVES} images with captions and regions; task.negatives = {NEGATIVES} wants"
+    ):
+        list(retrieval().read(files, Rejects(), teach=True))
 
 
 def test_the_loss_of_extreme_scores_is_a_number() -> None:

@@ -1,8 +1,8 @@
 """Scoring of image-text pairs against a padded single-stream encoder, Hugging Face's VisualBERT: processor time of one thread.
 
 Both score every image with every caption, in evaluation mode and with random weights, as many pairs at once. The peer's batches
-are one caption and many images, padded to the longest of the batch, with the images in random order or sorted by their number
-of regions, which is the best that padding can do. Ours are one image with many captions, as `unimo-ds evaluate` makes them.
+are one caption and many images, as UNITER's evaluation makes them, padded to the longest of the batch, with the images in
+random order or sorted by their number of regions. Ours are in the order of `unimo-ds evaluate`, the pairs of an image together.
 Rounds alternate between the three; a ratio is the median over rounds.
 """
 

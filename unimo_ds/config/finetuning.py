@@ -2,14 +2,30 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from string import Formatter
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from unimo_ds.config.pretraining import OptimisationSection, TrainingSection
 from unimo_ds.config.reading import Beta, PositiveInt, Rate, Section, Weight, read_config
 
+T = TypeVar("T")
 SetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+
+def _braces_fit(template: T) -> T:
+    """An image's key with braces for the image, {} or {:012}; a path without any passes as well."""
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(str(template)) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{str(template)!r}: {error}; braces stand for the image: {{}} or {{:012}}") from error
+    if any(names):
+        raise ValueError(f"{str(template)!r}: braces stand for the image, and nothing may be named in them: {{}} or {{:012}}")
+    return template
+
+
+ImageKey = Annotated[str, AfterValidator(_braces_fit)]
 AtLeastOne = Field(min_length=1)
 
 
@@ -24,7 +40,7 @@ class EntailmentFiles(Section):
 
     path: Path  # JSON Lines with Flickr30K_ID, sentence2 and gold_label, or the original release's ids (docs/tasks.md)
     regions: Path  # the regions store of the images
-    images: str = "{}.jpg"  # an image's key there, with its Flickr30K_ID for {}
+    images: ImageKey = "{}.jpg"  # an image's key there, with its Flickr30K_ID for {}
 
 
 class VqaFiles(Section):
@@ -34,7 +50,7 @@ class VqaFiles(Section):
     annotations: Path | None = None  # v2_*_annotations.json; sets to be predicted only have none
     regions: Path  # the regions store of the images
     # An image's key there: with its image_id for the braces, or as a COCO file says that lists images with id and file_name.
-    images: str | Path = "COCO_val2014_{:012}.jpg"
+    images: Annotated[str | Path, AfterValidator(_braces_fit)] = "COCO_val2014_{:012}.jpg"
 
 
 class CaptionFiles(Section):
@@ -45,7 +61,7 @@ class CaptionFiles(Section):
         default_factory=list
     )  # of Karpathy's file: [train, restval] for COCO's training set, [val], [test]
     regions: Path  # the regions store of the images
-    images: str = "{}"  # an image's key there, with its file name for {}
+    images: ImageKey = "{}"  # an image's key there, with its file name for {}
 
 
 class TextFiles(Section):
@@ -112,6 +128,8 @@ class SentencesSection(Section):
             )
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ValueError(f"labels {self.labels}: give two or more, all different")
+        if self.metric == "matthews" and len(self.labels) != 2:
+            raise ValueError(f"metric 'matthews' with labels {self.labels}: it is of two classes")
         return self
 
 
@@ -225,16 +243,23 @@ class FinetuneTrainingSection(OptimisationSection):
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     checkpoints_per_epoch: PositiveInt = 1  # evaluations as well
 
+    @model_validator(mode="after")
+    def _rate_falls_within_the_run(self) -> "FinetuneTrainingSection":
+        if sorted(set(self.tenth_after)) != self.tenth_after or any(epoch >= self.epochs for epoch in self.tenth_after):
+            raise ValueError(f"tenth_after {self.tenth_after}: give rising epochs before the last of {self.epochs:g}")
+        return self
+
     def for_examples(self, count: int) -> TrainingSection:
         """The section in steps, for a training set of `count` examples."""
-        steps = max(1, int(self.epochs * count / self.batch_size))
+        batch_size = min(self.batch_size, count)
+        steps = max(1, int(self.epochs * count / batch_size))
         own = {"epochs", "batch_size", "warmup_share", "tenth_after", "checkpoints_per_epoch"}
         return TrainingSection(
             **self.model_dump(exclude=own),
             steps=steps,
             warmup_steps=int(self.warmup_share * steps),
-            tenth_after=[max(1, epoch * count // self.batch_size) for epoch in self.tenth_after],
-            checkpoint_every=max(1, count // self.batch_size // self.checkpoints_per_epoch),
+            tenth_after=[max(1, epoch * count // batch_size) for epoch in self.tenth_after],
+            checkpoint_every=max(1, count // batch_size // self.checkpoints_per_epoch),
         )
 
 

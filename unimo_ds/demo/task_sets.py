@@ -1,5 +1,6 @@
-"""Sets of the language tasks, made of the drawn world's own files and written in the forms that such sets are published in.
+"""Sets of the tasks, made of the drawn world's own files and written in the forms that such sets are published in.
 
+- `captions_*.json`, as COCO: those of the first pictures alone, among which retrieval searches;
 - `pairs_*.tsv`, as MNLI: a caption and a statement, which the picture entails, contradicts, or neither;
 - `similar_*.tsv`, as STS-B: two captions, and from 0 to 5 how much of what their pictures show is the same;
 - `told_*.jsonl`, as Gigaword: four captions of a picture to the fifth;
@@ -18,6 +19,7 @@ from unimo_ds.files import replace_text
 _SPLITS = {"train": "train", "val": "dev"}  # of the world; of its SNLI-VE
 _PAIRS_A_PICTURE = 2
 _QUESTIONED = {"train": 500, "val": 50}  # pictures: to search for a text takes long on a CPU
+_FOUND = {"train": 1500, "val": 50}  # pictures: every one is scored with every caption
 
 Things = set[tuple[int, int]]  # kinds with colours
 
@@ -33,6 +35,7 @@ def write_task_sets(world: Path, out: Path) -> None:
     for split, entailment_split in _SPLITS.items():
         captions = _captions(world, split)
         statements = (world / f"snli_ve/snli_ve_{entailment_split}.jsonl").read_text(encoding="utf-8").splitlines()
+        replace_text(out / f"captions_{split}.json", json.dumps(_few_captions(world, split)))
         replace_text(out / f"pairs_{split}.tsv", _pairs([json.loads(line) for line in statements]))
         replace_text(out / f"similar_{split}.tsv", _similar(captions, _things(world, split)))
         replace_text(out / f"told_{split}.jsonl", _told(captions))
@@ -41,6 +44,13 @@ def write_task_sets(world: Path, out: Path) -> None:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _few_captions(world: Path, split: str) -> dict[str, Any]:
+    content = _read(world / f"annotations/captions_{split}.json")
+    images = content["images"][: _FOUND[split]]
+    numbers = {image["id"] for image in images}
+    return {"images": images, "annotations": [each for each in content["annotations"] if each["image_id"] in numbers]}
 
 
 def _captions(world: Path, split: str) -> dict[int, list[str]]:

@@ -14,6 +14,7 @@ from unimo_ds.config import FinetuneConfig, load_finetune_config
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.demo.life import ROOT
 from unimo_ds.demo.task_sets import write_task_sets
+from unimo_ds.engine.checkpoint import checkpoint_name
 from unimo_ds.errors import UnimoError
 from unimo_ds.finetune import read_start
 from unimo_ds.metrics.ranking import chance_of_recall
@@ -62,9 +63,13 @@ class _Run:
     def to_end(self) -> bool:
         return run_to_end("unimo_ds.finetune", self.words, self.folder)
 
-    def best(self) -> float:
-        score: float = json.loads((self.folder / "checkpoints/best").read_text(encoding="utf-8"))["score"]
-        return score
+    def scores(self) -> dict[str, float]:
+        """All scores of the first dev set at the best checkpoint."""
+        name = json.loads((self.folder / "checkpoints/best").read_text(encoding="utf-8"))["checkpoint"]
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = [line for line in map(json.loads, lines) if checkpoint_name(line["step"]) == name]
+        found = {key: value for line in logged for key, value in line.items() if key.startswith("eval/")}
+        return {key.removeprefix("eval/").partition("_")[2]: value for key, value in found.items()}
 
 
 def run_task_demo() -> None:
@@ -85,7 +90,8 @@ def run_task_demo() -> None:
             if not future.result():
                 pool.shutdown(cancel_futures=True)
                 raise UnimoError(f"{run.folder}: the run failed; see {run.folder / 'log.txt'}")
-            progress.advance(note=f"{run.task} from {run.start}, seed {run.seed}: {run.best():.3f}")
+            metric, score = next(iter(run.scores().items()))
+            progress.advance(note=f"{run.task} from {run.start}, seed {run.seed}: {metric} {score:.3f}")
     shown = table()
     Path("runs/demo/tasks/table.md").write_text(shown + "\n", encoding="utf-8")
     print(
@@ -100,35 +106,41 @@ def _runs() -> Iterator[_Run]:
 
 
 def table() -> str:
-    """The best dev score of each run, over seeds, beside that of an answer that has not seen its question.
+    """The dev scores of each run at its best checkpoint, over seeds, beside those of answers that do not know their questions.
 
-    The last column says by how much the worst run from the pre-trained start is better than the best one from random weights.
+    The best checkpoint is chosen by the bold score. The last column says by how much the worst run from the pre-trained start
+    is better than the best one from random weights.
     """
     head = "| task | dev score | pre-trained | random weights | blind | apart |\n|---|---|--:|--:|--:|--:|"
     rows = []
     for task, row in _ROWS.items():
         config = load_finetune_config(Path(f"recipes/tasks/demo_{task}.yaml"))
-        metric = make_task(config.task, read_start(config.init).tokenizer).chosen_by
-        scores = {start: [_Run(task, start, seed).best() for seed in row.seeds] for start in _STARTS}
-        cells = [", ".join(f"{score:.3f}" for score in scores[start]) for start in _STARTS]
-        apart = min(scores["pretrained"]) - max(scores["random"])
-        rows.append(f"| {row.title} | {metric} | {' | '.join(cells)} | {blind(config):.3f} | {apart:+.3f} |")
+        chosen_by = make_task(config.task, read_start(config.init).tokenizer).chosen_by
+        scores = {start: [_Run(task, start, seed).scores() for seed in row.seeds] for start in _STARTS}
+        for metric, without in blind(config).items():
+            found = {start: [run[metric] for run in runs] for start, runs in scores.items()}
+            cells = [", ".join(f"{score:.3f}" for score in found[start]) for start in _STARTS]
+            apart = min(found["pretrained"]) - max(found["random"])
+            name = f"**{metric}**" if metric == chosen_by else metric
+            rows.append(f"| {row.title} | {name} | {' | '.join(cells)} | {without:.3f} | {apart:+.3f} |")
     return "\n".join([head, *rows])
 
 
-def blind(config: FinetuneConfig) -> float:
-    """The dev score of the answer that is most often right in training, given to everything; of retrieval, of random scores."""
+def blind(config: FinetuneConfig) -> dict[str, float]:
+    """Dev scores of the answer that is most often right in training, given to everything; of retrieval, of random scores."""
     task = make_task(config.task, read_start(config.init).tokenizer)
     dev = list(task.read(next(iter(config.task.dev.values())), Rejects(), teach=False))
     if config.task.family == "retrieval":
         right = np.array([[example.image == image for image in {each.image: None for each in dev}] for example in dev])
-        return (chance_of_recall(right, 1) + chance_of_recall(right.T, 1)) / 2
+        sides = {"t2i": right, "i2t": right.T}
+        found = {f"{name}_r{most}": chance_of_recall(side, most) for name, side in sides.items() for most in (1, 5, 10)}
+        return {**found, "mean_r1": (found["t2i_r1"] + found["i2t_r1"]) / 2}
     train = [example for part in files_of(config.task.train) for example in task.read(part, Rejects(), teach=True)]
     if train[0].target:
         (answer, _), *_ = Counter(example.target for example in train).most_common(1)
-        return task.score([answer] * len(dev), dev)[task.chosen_by]
+        return task.score([answer] * len(dev), dev)
     targets = task.targets(train)
     if targets.is_floating_point() and targets.dim() == 1:
-        return 0.0  # one number for all is correlated with nothing
+        return {task.chosen_by: 0.0}  # one number for all is correlated with nothing
     votes_C = targets.bincount() if targets.dim() == 1 else targets.sum(0)
-    return task.score([votes_C.float().numpy()] * len(dev), dev)[task.chosen_by]
+    return task.score([votes_C.float().numpy()] * len(dev), dev)

@@ -14,6 +14,7 @@ conversion for every change of either (unimo_ds keeps full tensors by name inste
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -188,7 +189,9 @@ def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str,
 def mark_best(folder: Path, step: int, score: float) -> bool:
     """Remembers the checkpoint of `step` as the best one if its score is higher than the best so far; it is then kept."""
     file = folder / "best"
-    if best_checkpoint(folder) is not None and not score > json.loads(file.read_text(encoding="utf-8"))["score"]:
+    if math.isnan(score) or (
+        best_checkpoint(folder) is not None and not score > json.loads(file.read_text(encoding="utf-8"))["score"]
+    ):
         return False
     replace_text(file, json.dumps({"checkpoint": checkpoint_name(step), "score": score}))
     return True

@@ -64,6 +64,9 @@ def _json(files: CaptionFiles, rejects: Rejects) -> Iterator[Captioned]:
                     yield Captioned(str(number), image["filename"], sentences)
             except (KeyError, TypeError, ValueError) as error:
                 rejects(f"{files.path}: images[{place}]: {error}")
+        there = sorted({str(image.get("split")) for image in images if isinstance(image, dict)})
+        if not set(there) & set(files.splits):
+            rejects(f"{files.path}: has no image of the splits {', '.join(files.splits)}; there are: {', '.join(there)}")
         return
     if any(isinstance(image, dict) and "split" in image for image in images[:1]):
         raise DataError(f"{files.path}: holds several splits; say with `splits` which of them the set is: [train], say")

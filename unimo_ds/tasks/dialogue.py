@@ -58,29 +58,32 @@ class Dialogue(Writing[DialogueFiles]):
 
     def read(self, files: DialogueFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         is_json = opening(files.path).startswith("{")
-        for name, texts, answers in self._coqa(files, rejects) if is_json else self._id_rows(files, rejects):
+        for name, texts, answers in self._coqa(files, rejects, teach) if is_json else self._id_rows(files, rejects):
             texts = (texts[0], *texts[1:][-_MOST_UTTERANCES:])
             yield Example(name, texts, target=answers[0]) if teach else Example(name, texts, label=answers)
 
-    def _coqa(self, files: DialogueFiles, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
+    def _coqa(self, files: DialogueFiles, rejects: Rejects, teach: bool) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
         """Name, story with utterances, and human answers of every question, the utterances before it with their first answers.
 
         A turn that cannot be read costs those after it as well: what they answer would lack it.
         """
         for place, content in enumerate(read_json(files.path, "data")["data"]):
-            turn = 0
+            turn, where = 0, f"{files.path}: data[{place}]"
             try:
                 name = text_of(content, "id")
                 texts: tuple[str, ...] = (text_of(content, "story"),)
                 for turn in range(len(content["questions"])):
                     question = _turn(content["questions"], turn)
-                    several = [content["answers"], *content.get("additional_answers", {}).values()]
-                    answers = [_turn(some, turn) for some in several]
+                    further = {} if teach else content.get("additional_answers", {})
+                    answers = [
+                        _turn(content["answers"], turn),
+                        *_further_answers(further, turn, f"{where}.additional_", rejects),
+                    ]
                     texts = (*texts, question)
                     yield f"{name}#{turn + 1}", texts, answers
                     texts = (*texts, answers[0])
             except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-                rejects(f"{files.path}: data[{place}]: turn {turn + 1} and those after it: {error}")
+                rejects(f"{where}: turn {turn + 1} and those after it: {_said(error)}")
 
     def _id_rows(self, files: DialogueFiles, rejects: Rejects) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
         """The same of the original release's rows, which have no names: the line stands for the story's id."""
@@ -95,7 +98,8 @@ class Dialogue(Writing[DialogueFiles]):
         return dialogue(story, utterances, tokens.limit)
 
     def text_rows(self, tokens: Tokens) -> int:
-        return 1 + sum(min(len(text) + 1, tokens.limit - 1) for text in tokens.texts) + self._longest_target
+        source = 1 + sum(min(len(text) + 1, tokens.limit - 1) for text in tokens.texts)
+        return source + (self._rows_of_search(tokens) or self._longest_target)
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return coqa_scores(answers, [example.label for example in examples])._asdict()
@@ -112,6 +116,19 @@ class Dialogue(Writing[DialogueFiles]):
             story, _, turn = example.name.rpartition("#")
             rows.append({"id": story, "turn_id": int(turn), "answer": answer})
         return json.dumps(rows)
+
+
+def _further_answers(annotators: dict[str, Any], turn: int, where: str, rejects: Rejects) -> Iterator[str]:
+    """What the other annotators answer; one who has left out a turn is left out there."""
+    for annotator, items in annotators.items():
+        try:
+            yield _turn(items, turn)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            rejects(f"{where}answers.{annotator}: turn {turn + 1}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError | IndexError) else str(error)
 
 
 def _turn(items: Any, number: int) -> str:

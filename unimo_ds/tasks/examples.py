@@ -61,7 +61,7 @@ class ExampleSet:
         self.name, self.task, self._data = name, task, data
         rejects = Rejects()
         found = chain.from_iterable(task.read(part, rejects, teach) for part in files)
-        self.examples = list(found if teach else _readable(found, rejects))
+        self.examples = list(_labelled(found, rejects) if teach else _readable(found, rejects))
         if show:
             rejects.report(name, len(self.examples))
         if not self.examples:
@@ -82,9 +82,9 @@ class ExampleSet:
         return len(self.examples)
 
     @property
-    def labelled(self) -> bool:
-        """Whether all examples have labels, so that answers to them can be scored."""
-        return all(example.label is not None for example in self.examples)
+    def unlabelled(self) -> list[str]:
+        """Names of the examples without labels; if there are any, answers to the set cannot be scored."""
+        return [example.name for example in self.examples if example.label is None]
 
     def _texts(self, example: Example) -> tuple[str, ...]:
         return (*example.texts, example.target) if self._targets else example.texts
@@ -100,6 +100,11 @@ class ExampleSet:
     def longest(self) -> int:
         """The example with the most rows."""
         return int(np.argmax(self._text_rows + self._image_rows))
+
+    def most_positions(self, mixed: bool) -> int:
+        """Rows of the longest sequence; `mixed`: of any image with any texts."""
+        rows_E = self._text_rows + self._image_rows
+        return int(self._text_rows.max() + self._image_rows.max() if mixed else rows_E.max())
 
     def positions(self, pairings: Sequence[Pairing]) -> int:
         """Rows of some pairings in the stream, at most."""
@@ -164,6 +169,15 @@ class ExampleSet:
         yield from distributed.dealt(batches, ordered_N[:0])
 
 
+def _labelled(examples: Iterator[Example], rejects: Rejects) -> Iterator[Example]:
+    """Those that say what is to be learned."""
+    for example in examples:
+        if example.label is None and not example.target:
+            rejects(f"example {example.name!r} has no label")
+        else:
+            yield example
+
+
 def _readable(examples: Iterator[Example], rejects: Rejects) -> Iterator[Example]:
     """Those whose image is whole; each image is looked at once."""
     known: dict[tuple[int, str], bool] = {}
@@ -215,8 +229,8 @@ class TaskSteps(Dataset[StepData[TaskBatch]]):
     def __init__(self, examples: ExampleSet, batch_size: int, budget: int, seed: int, feature_width: int) -> None:
         self._examples, self._budget, self._seed, self._feature_width = examples, budget, seed, feature_width
         longest = examples.longest
-        sequences = examples.task.views * len(self._pairings(Draw(0, 0, longest)))
-        if (most := sequences * examples.positions([(longest, longest)])) > budget:
+        taught_by = len(self._pairings(Draw(0, 0, longest)))
+        if (most := examples.task.views * taught_by * examples.most_positions(mixed=taught_by > 1)) > budget:
             name = examples.examples[longest].name
             raise ConfigError(
                 f"data.positions_per_micro_batch = {budget}: example {name!r} of {examples.name} alone "

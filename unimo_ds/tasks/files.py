@@ -1,5 +1,7 @@
 """What the readers of task files share: how a file begins, which tells its form, and lines with their numbers."""
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,18 +10,25 @@ from unimo_ds.errors import DataError
 
 
 def opening(path: Path) -> str:
-    """The first 4,096 bytes of a file without the space before them; of a folder, nothing.
+    """The first 4,096 bytes of a file, gzipped or not, or of the first file of a folder, without the space before them.
 
     Raises:
         DataError: it cannot be read.
     """
-    if path.is_dir():
-        return ""
     try:
-        with path.open("rb") as file:
-            return file.read(4096).decode("utf-8-sig", errors="replace").lstrip()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        file = min(path.iterdir(), default=path) if path.is_dir() else path
+        with file.open("rb") as raw:
+            gzipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.GzipFile(fileobj=raw) if gzipped else raw
+            return stream.read(4096).decode("utf-8-sig", errors="replace").lstrip()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def number_or_name(name: str) -> int | str:
+    """The name of an image or a question as public evaluations have it: a number where it is one."""
+    return int(name) if name.isdecimal() else name
 
 
 def lines(path: Path, rejects: Rejects) -> Iterator[tuple[int, str]]:

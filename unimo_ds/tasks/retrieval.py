@@ -60,12 +60,14 @@ class Retrieval(Task[CaptionFiles]):
             if key not in store:
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
                 continue
-            images.add(key)
+            if captions:
+                images.add(key)
             yield from (Example(number, (caption,), key, store, label=key) for caption in captions)
         if teach and len(images) <= self._negatives:
             raise DataError(
-                f"{files.path}: has {len(images)} images with regions; task.negatives = {self._negatives} wants at least one "
-                "more, so that each caption has other images"
+                f"{files.path}: has {len(images)} images with captions and regions; task.negatives = {self._negatives} wants "
+                "at least one more, so that each caption has other images"
+                + "".join(f"; {reason}" for reason in rejects.reasons[:1])
             )
 
     def build_head(self, model: ModelSection) -> nn.Module:
@@ -137,7 +139,7 @@ class Retrieval(Task[CaptionFiles]):
         rows = []
         for example, scores_J in zip(examples, answers, strict=True):
             best = np.argsort(-scores_J, kind="stable")[:_SHOWN]
-            found = [examples[images_J[place]].image for place in best]
+            found = [examples[images_J[place]].image for place in best if np.isfinite(scores_J[place])]
             rows.append({"caption": example.texts[0], "image": example.image, "found": found})
         return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 

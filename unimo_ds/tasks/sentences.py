@@ -4,6 +4,7 @@ Files are tab-separated, without quoting: as the GLUE benchmark gives them, or a
 `text_b`, `label`, `qid`). Columns are found by the names in the first line; CoLA's training and dev files have none.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class Sentences(Task[SentenceFiles]):
         if "label" not in columns:
             return Example(name, tuple(texts))
         label = fields[columns["label"]].strip()
-        return Example(name, tuple(texts), label=float(label) if self._classes is None else self._classes.number(label))
+        return Example(name, tuple(texts), label=_number(label) if self._classes is None else self._classes.number(label))
 
     def build_head(self, model: ModelSection) -> nn.Module:
         return SentenceHead(model, 1 if self._classes is None else len(self._classes.names))
@@ -110,6 +111,13 @@ class Sentences(Task[SentenceFiles]):
         labels = [f"{row[0]:.3f}" for row in answers] if self._classes is None else self._classes.chosen(answers)
         rows = (f"{example.name}\t{label}" for example, label in zip(examples, labels, strict=True))
         return "\n".join(["index\tprediction", *rows]) + "\n"
+
+
+def _number(label: str) -> float:
+    number = float(label)
+    if not math.isfinite(number):
+        raise ValueError(f"label {label!r} is no finite number")
+    return number
 
 
 def _columns(fields: list[str], where: str) -> tuple[dict[str, int], bool]:

@@ -29,6 +29,7 @@ from unimo_ds.metrics.answers import normalize_vqa_answer, vqa_accuracy, vqa_sof
 from unimo_ds.model.task_heads import AnswerHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import add_pair
+from unimo_ds.tasks.files import number_or_name
 from unimo_ds.tasks.task import Example, Judged, Task, Tokens
 
 
@@ -110,7 +111,7 @@ class Vqa(Task[VqaFiles]):
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """The file that the VQA challenge takes."""
         pairs = zip(examples, self._chosen(answers), strict=True)
-        return json.dumps([{"question_id": int(example.name), "answer": answer} for example, answer in pairs])
+        return json.dumps([{"question_id": number_or_name(example.name), "answer": answer} for example, answer in pairs])
 
     def _chosen(self, answers: Sequence[Any]) -> list[str]:
         return [self._answers[number] for number in np.argmax(answers, axis=1)]
@@ -140,7 +141,10 @@ def _answers_of(path: Path, rejects: Rejects) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for place, annotation in enumerate(read_json(path, "annotations")["annotations"]):
         try:
-            found[int(annotation["question_id"])] = [text_of(answer, "answer") for answer in annotation["answers"]]
+            answers = [text_of(answer, "answer") for answer in annotation["answers"]]
+            if not answers:
+                raise ValueError("'answers' is empty")
+            found[int(annotation["question_id"])] = answers
         except (KeyError, TypeError, ValueError) as error:
             rejects(f"{path}: annotations[{place}]: {error}")
     return found
@@ -155,5 +159,8 @@ def _key_of(images: str | Path) -> Any:
     template = str(images)
     if "{" in template:
         return template.format
-    listed = {image["id"]: image["file_name"] for image in read_json(Path(template), "images")["images"]}
+    try:
+        listed = {image["id"]: image["file_name"] for image in read_json(Path(template), "images")["images"]}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{template}: an image of its list `images` lacks id or file_name ({error})") from error
     return lambda number: listed.get(number, f"number {number}, which {template} does not list")

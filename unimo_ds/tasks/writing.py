@@ -39,6 +39,7 @@ from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.adversarial import AdversarialTask
 from unimo_ds.tasks.captions import captioned
 from unimo_ds.tasks.classification import joined, show_image
+from unimo_ds.tasks.files import number_or_name
 from unimo_ds.tasks.object_tags import expect_names, object_tags, packed_tags
 from unimo_ds.tasks.sources import read_sources
 from unimo_ds.tasks.task import Example, Judged, Task, TaskBatch, Tokens
@@ -80,6 +81,13 @@ class Writing(Task[F]):
     def source(self, tokens: Tokens) -> PackedText:
         """What of an example's texts is seen before the target."""
         return joined(tokens.texts, tokens.limit)
+
+    def text_rows(self, tokens: Tokens) -> int:
+        return super().text_rows(tokens) + self._rows_of_search(tokens)
+
+    def _rows_of_search(self, tokens: Tokens) -> int:
+        """What `model.cache` keeps of each text that is searched for, in rows."""
+        return 0 if tokens.target is not None else 1 + (self._decoding.longest - 1) * self._decoding.beams
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         return TaskBatch(packed, self.targets(examples), len(packed.language_rows_M))
@@ -161,7 +169,7 @@ class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
         """COCO's results: `image_id` and `caption`."""
         pairs = zip(examples, answers, strict=True)
-        return json.dumps([{"image_id": int(example.name), "caption": caption} for example, caption in pairs])
+        return json.dumps([{"image_id": number_or_name(example.name), "caption": caption} for example, caption in pairs])
 
 
 class TextWriting(Writing[TextFiles]):
