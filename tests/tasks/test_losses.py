@@ -131,6 +131,19 @@ def test_output_loss_and_gradients(family: str) -> None:
             torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_the_likeliest_answers_come_first_with_their_probabilities() -> None:
+    task, *_ = FAMILIES["vqa"]
+    scores = torch.tensor([[0.0, 2.0, -1.0], [3.0, 0.0, 1.0]])
+    task.output = lambda *_: scores  # type: ignore[method-assign]
+    try:
+        found = task.answers(None, None, None)  # type: ignore[arg-type]
+    finally:
+        del task.output  # type: ignore[method-assign]
+    (ids, probabilities), (other_ids, _) = found
+    assert ids.tolist() == [1, 0, 2] and other_ids.tolist() == [0, 2, 1]
+    assert probabilities.tolist() == pytest.approx(torch.sigmoid(scores[0, [1, 0, 2]]).tolist())
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("family", ["captioning", "writing", "both"])
 def test_generated_words_with_smoothed_labels(family: str, smoothing: float) -> None:

@@ -44,10 +44,10 @@ def test_a_number_is_worth_minus_its_squared_error() -> None:
 def test_an_answer_is_worth_its_soft_score() -> None:
     task = Vqa(["cat", "dog", "bird"])
     given = [["cat"] * 3 + ["Dog"] * 7, ["zebra"] * 10]
-    answers = [np.array(row, np.float32) for row in ([2.0, -1.0, 0.0], [0.0, 0.0, 3.0])]
+    answers = [np.array(row, np.float32) for row in ([[0, 1], [0.9, 0.25]], [[2, 0], [0.8, 0.5]])]  # answers, probabilities
     first, second = task.judge(answers, labelled(given))
     assert (first.answer, first.truth, first.worth) == ("cat", "dog (7 of 10), cat (3 of 10)", pytest.approx(0.9))
-    assert first.belief == pytest.approx(1 / (1 + math.e), abs=1e-7), "that of what most people said"
+    assert first.belief == 0.25, "that of what most people said"
     assert second == Judged("bird", "zebra (10 of 10)", 0.0, 0.0)
     assert (first.worth + second.worth) / 2 == pytest.approx(task.score(answers, labelled(given))["accuracy"])
 

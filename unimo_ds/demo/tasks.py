@@ -143,4 +143,6 @@ def blind(config: FinetuneConfig) -> dict[str, float]:
     if targets.is_floating_point() and targets.dim() == 1:
         return {task.chosen_by: 0.0}  # one number for all is correlated with nothing
     votes_C = targets.bincount() if targets.dim() == 1 else targets.sum(0)
-    return task.score([votes_C.float().numpy()] * len(dev), dev)
+    # VQA's answers are the likeliest ones and their probabilities.
+    scores = np.array([[votes_C.argmax()], [1.0]]) if config.task.family == "vqa" else votes_C.float().numpy()
+    return task.score([scores] * len(dev), dev)

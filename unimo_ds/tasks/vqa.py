@@ -4,23 +4,22 @@ The paper says nothing of its recipe; this is UNITER's (arXiv:1909.11740): the c
 classes, each with the soft score that the official accuracy would give it, and the loss is a binary cross-entropy, summed over
 the answers. The pooled image and text are multiplied, as for matching.
 
-Shape suffixes: see `unimo_ds.batch`; B examples, C answers.
+Shape suffixes: see `unimo_ds.batch`; B examples, C answers, K kept answers.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection, VqaFiles, VqaSection
-from unimo_ds.data.packing import Packer
+from unimo_ds.data.packing import Floats, Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
@@ -31,6 +30,8 @@ from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.classification import add_pair
 from unimo_ds.tasks.files import number_or_name
 from unimo_ds.tasks.task import Example, Judged, Task, Tokens
+
+_KEPT = 10  # likeliest answers to a question
 
 
 class Vqa(Task[VqaFiles]):
@@ -88,6 +89,15 @@ class Vqa(Task[VqaFiles]):
         scores_BC: Tensor = head(text_BD * image_BD)
         return scores_BC
 
+    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Iterable[Any]:
+        """The likeliest answers to each question with their probabilities, float32 [B, 2, K], the best first.
+
+        A set has hundreds of thousands of questions: the scores of thousands of answers to each would fill the memory.
+        """
+        best = self.output(unimo, head, batch).sigmoid().topk(min(_KEPT, len(self._answers)))
+        found: Floats = torch.stack([best.indices.float(), best.values], dim=1).cpu().numpy()
+        return found
+
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(output, targets, reduction="none").sum(1)
 
@@ -97,15 +107,15 @@ class Vqa(Task[VqaFiles]):
     def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
         """The soft score of each answer, ordered by the probability of the one that most annotators gave."""
         return [
-            self._judge(row_C, chosen, example.label)
-            for row_C, chosen, example in zip(answers, self._chosen(answers), examples, strict=True)
+            self._judge(best_2K, chosen, example.label)
+            for best_2K, chosen, example in zip(answers, self._chosen(answers), examples, strict=True)
         ]
 
-    def _judge(self, scores_C: Any, chosen: str, given: list[str]) -> Judged:
+    def _judge(self, best_2K: Floats, chosen: str, given: list[str]) -> Judged:
         counts = Counter(map(normalize_vqa_answer, given)).most_common()
         truth = ", ".join(f"{answer} ({count} of {len(given)})" for answer, count in counts)
-        number = self._numbers.get(counts[0][0])  # None: too rare to be a class
-        belief = 0.0 if number is None else float(torch.sigmoid(torch.as_tensor(scores_C[number], dtype=torch.float64)))
+        kept = dict(zip(*best_2K.tolist(), strict=True))
+        belief = kept.get(self._numbers.get(counts[0][0]), 0.0)  # none of the likeliest, or too rare to be a class
         return Judged(chosen, truth, vqa_accuracy([chosen], [given]), belief)
 
     def predictions(self, answers: Sequence[Any], examples: Sequence[Example]) -> str:
@@ -114,7 +124,7 @@ class Vqa(Task[VqaFiles]):
         return json.dumps([{"question_id": number_or_name(example.name), "answer": answer} for example, answer in pairs])
 
     def _chosen(self, answers: Sequence[Any]) -> list[str]:
-        return [self._answers[number] for number in np.argmax(answers, axis=1)]
+        return [self._answers[int(best_2K[0, 0])] for best_2K in answers]
 
 
 def common_answers(section: VqaSection) -> list[str]:
