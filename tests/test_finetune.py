@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.tasks.small_task import ANSWERS, CLASSES, IMAGES, Inputs, write_inputs
-from unimo_ds.cli import app
+from unimo_ds.cli import app, main
 from unimo_ds.config import AdversarialSection, EntailmentFiles, TaskDataSection, load_finetune_config
 from unimo_ds.engine.checkpoint import best_checkpoint, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
@@ -168,6 +168,17 @@ def test_all_views_of_perturbed_examples_count_in_the_budget_of_a_micro_batch(in
     examples = ExampleSet("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
     batches = TaskSteps(examples, batch_size=32, budget=300, seed=1, feature_width=24)[0].batches
     assert sum(batch.count for batch in batches) == 32 and max(3 * batch.batch.positions for batch in batches) <= 300
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_command_takes_deepspeed_s_own_word_and_says_an_error_once(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["unimo-ds", f"--local_rank={rank}", "evaluate", "nowhere", "--images", "x"])
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert ("error: --images x" in capsys.readouterr().err) == (rank == "0")
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
