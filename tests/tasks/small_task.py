@@ -98,7 +98,7 @@ class Inputs:
         return {"family": "vqa", "train": [files["train"]], "dev": {"dev": files["dev"]}}
 
     def retrieval(self) -> dict[str, Any]:
-        """Captions, each of one noun; among those to be found there is one image of each."""
+        """Captions, each of one noun, of which there is one image."""
         files = {
             name: {"path": str(self.folder / f"{name}_flickr.json"), "splits": [name], "regions": str(self.folder / "regions")}
             for name in ("train", "dev")
@@ -185,9 +185,16 @@ def _write_set(folder: Path, name: str, count: int, rng: np.random.Generator) ->
     told = [
         {"image_id": image, "caption": f"A {NOUNS[image % len(NOUNS)]} is {ANSWERS[image % len(NOUNS)]}."} for image in images
     ]
+    # One image of each noun, so that all others are truly others.
+    said_of = ("The {}.", "A {}.", "The {} is here.", "A {} is here.", "What colour is the {}?", "A {} is.")
     flickr = [
-        {"imgid": image, "filename": f"{image}.jpg", "split": name, "sentences": [{"raw": f"The {NOUNS[image % len(NOUNS)]}."}]}
-        for image in (sorted(set(images)) if name == "train" else {image % len(NOUNS): image for image in images}.values())
+        {
+            "imgid": image,
+            "filename": f"{image}.jpg",
+            "split": name,
+            "sentences": [{"raw": words.format(NOUNS[noun])} for words in (said_of if name == "train" else said_of[:1])],
+        }
+        for noun, image in {image % len(NOUNS): image for image in images}.items()
     ]
     (folder / f"{name}_flickr.json").write_text(json.dumps({"images": flickr, "dataset": "flickr30k"}))
     (folder / f"{name}_captions.json").write_text(json.dumps({"images": listed, "annotations": told}))
