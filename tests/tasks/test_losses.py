@@ -95,6 +95,15 @@ def stirred(task: Task[Any]) -> tuple[TaskModel, Weights]:
     return model, {name.removeprefix("unimo."): p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
 
 
+def assert_same_gradients(model: TaskModel, weights: Weights) -> None:
+    """Every parameter has the reference's gradient, and one of 0 where no example shows what it is for."""
+    for name, parameter in model.named_parameters():
+        right = weights[name.removeprefix("unimo.")].grad
+        assert parameter.grad is not None, name
+        expected = torch.zeros_like(parameter) if right is None else right
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_output_loss_and_gradients(family: str) -> None:
     task, labels, scores_of, errors_of = FAMILIES[family]
@@ -122,13 +131,7 @@ def test_output_loss_and_gradients(family: str) -> None:
     loss, measured = model(batch, TaskTotals(targets=7, positions=1))
     assert float(measured) == pytest.approx(float(errors.sum().detach()) / 7, rel=1e-6)
     loss.backward()
-    for name, parameter in model.named_parameters():
-        gradient, right = parameter.grad, weights[name.removeprefix("unimo.")].grad
-        if right is None:  # of what no example of this family shows: its gradient is 0, and it has one
-            assert gradient is not None and not gradient.any(), name
-        else:
-            assert gradient is not None
-            torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-5, msg=name)
+    assert_same_gradients(model, weights)
 
 
 def test_the_likeliest_answers_come_first_with_their_probabilities() -> None:
@@ -182,11 +185,7 @@ def check_generated_words(task: Task[Any], batch: TaskBatch, smoothing: float) -
     loss, _ = model(batch, TaskTotals(targets=batch.count, positions=1))
     assert float(loss.detach()) == pytest.approx(float(errors.sum().detach()) / batch.count, rel=1e-6)
     loss.backward()
-    for name, parameter in model.named_parameters():
-        right = weights[name.removeprefix("unimo.")].grad
-        assert parameter.grad is not None
-        expected = torch.zeros_like(parameter) if right is None else right
-        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-5, msg=name)
+    assert_same_gradients(model, weights)
 
 
 def first_words(batch: TaskBatch) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.helpers import TINY, WordsTokenizer, random_regions
 from tests.numerics.test_outputs import sequences
 from tests.numerics.test_whole_model import linear
-from tests.tasks.test_losses import Store, first_words, stirred
+from tests.tasks.test_losses import Store, assert_same_gradients, first_words, stirred
 from unimo_ds.config import CaptionFiles, RetrievalSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
@@ -90,11 +90,7 @@ def test_loss_and_gradients(margin: float, scale: float) -> None:
     loss, _ = model(batch, TaskTotals(targets=5, positions=1))
     assert float(loss.detach()) == pytest.approx(float(sum(losses).detach()) / 5, rel=1e-6)
     loss.backward()
-    for name, parameter in model.named_parameters():
-        right = weights[name.removeprefix("unimo.")].grad
-        assert parameter.grad is not None
-        expected = torch.zeros_like(parameter) if right is None else right
-        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-5, msg=name)
+    assert_same_gradients(model, weights)
 
 
 def test_images_without_captions_are_no_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
