@@ -176,6 +176,7 @@ def test_a_command_takes_deepspeed_s_own_word_and_says_an_error_once(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["unimo-ds", f"--local_rank={rank}", "evaluate", "nowhere", "--images", "x"])
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="1"):
         main()
     assert ("error: --images x" in capsys.readouterr().err) == (rank == "0")

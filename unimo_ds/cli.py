@@ -1,6 +1,5 @@
 """The command line: `unimo-ds COMMAND`. Each command parses its words and makes one call."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from unimo_ds.errors import ConfigError, UnimoError
+from unimo_ds.processes import without_local_rank
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, as many as you like")]
@@ -275,12 +275,13 @@ def demo_tasks() -> None:
 
 def main() -> None:
     """Entry point; an error that is the user's to mend is one line, not a traceback, on the first of several ranks."""
-    # `deepspeed --module unimo_ds.cli` gives every rank a word of its own; which rank it is, the environment says as well.
-    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    sys.argv[1:] = without_local_rank(sys.argv[1:])
     try:
         app()
     except UnimoError as error:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        from unimo_ds import distributed
+
+        if distributed.environment().rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,10 +1,15 @@
-"""Runs as processes of their own, one thread each, several at the same time."""
+"""Runs as processes of their own, one thread each, several at the same time; and the words that start one."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+
+def without_local_rank(words: Sequence[str]) -> list[str]:
+    """What a user typed: `deepspeed` gives every rank a word of its own, which the environment says as well."""
+    return [word for word in words if not word.startswith("--local_rank")]
 
 
 def run_to_end(module: str, words: Sequence[str], folder: Path) -> bool:

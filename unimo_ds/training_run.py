@@ -19,6 +19,7 @@ from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.errors import UnimoError
+from unimo_ds.processes import without_local_rank
 from unimo_ds.progress import format_duration
 
 
@@ -190,7 +191,7 @@ def go_on_from(folder: Path, step: int) -> None:
 
 def start(module: str, run: Callable[[Path, list[str]], object], arguments: list[str] | None) -> int:
     """`CONFIG.yaml [a.b=c ...]`, as every launcher calls a module; returns the exit code."""
-    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("--local_rank")]
+    words = without_local_rank(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0].startswith("-"):
         print(f"usage: python -m {module} CONFIG.yaml [key.path=value ...]", file=sys.stderr)
         return 2

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from unimo_ds.bench.kernel_peers import Attend, padded_sdpa, sequences_of
-from unimo_ds.bench.threads import one_thread
+from unimo_ds.bench.threads import DTYPES, one_thread
 from unimo_ds.kernels.attention import packed_attention
 from unimo_ds.kernels.counts import Lengths, mixed_batch, standard_batch
 from unimo_ds.progress import track
 
 HEADS, WIDTH = 12, 64  # of the base model
 RATES = (0.0, 0.1)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CPU = torch.device("cpu")
 
 
@@ -44,7 +43,7 @@ def measure_attention(timed: dict[str, Lengths], rounds: int = 5) -> list[dict[s
         timed: the batches by name.
         rounds: timings of each, after a warm-up.
     """
-    cases = list(product(timed, _DTYPES, RATES))
+    cases = list(product(timed, DTYPES, RATES))
     with one_thread():
         return [_row(*case, timed[case[0]], rounds) for case in track(cases, "attention", len(cases), "cases")]
 
@@ -52,7 +51,7 @@ def measure_attention(timed: dict[str, Lengths], rounds: int = 5) -> list[dict[s
 def _row(batch: str, precision: str, rate: float, lengths: Lengths, rounds: int) -> dict[str, object]:
     sequences, positions = sequences_of(lengths, _CPU), int(lengths.lengths_S.sum())
     generator = torch.Generator().manual_seed(0)
-    qkv_T3HE = torch.randn(positions, 3, HEADS, WIDTH, generator=generator).to(_DTYPES[precision]).requires_grad_()
+    qkv_T3HE = torch.randn(positions, 3, HEADS, WIDTH, generator=generator).to(DTYPES[precision]).requires_grad_()
     d_attended_THE = torch.randn(positions, HEADS, WIDTH, generator=generator).to(qkv_T3HE.dtype)
     ways = (lambda qkv: packed_attention(qkv, sequences, rate)), padded_sdpa(lengths, rate, _CPU)
     times = [[_seconds(way, qkv_T3HE, d_attended_THE) for way in ways] for _ in range(rounds + 1)][1:]

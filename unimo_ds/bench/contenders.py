@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unimo_ds.batch import Batch
 from unimo_ds.bench import workload as work
+from unimo_ds.bench.threads import DTYPES
 from unimo_ds.config import ModelSection, ObjectivesSection, TrainingSection
 from unimo_ds.kernels.linear import matrix_product as fast_matrix_product
 from unimo_ds.model.unimo import Unimo, parameter_groups
@@ -34,10 +35,6 @@ def shape(size: str) -> ModelSection:
     """Our model of that size, with RoBERTa's vocabulary and bottom-up features."""
     wanted = {"size": size, "vocabulary_size": work.VOCABULARY, "feature_width": work.FEATURE_WIDTH, "max_positions": 514}
     return ModelSection.model_validate(wanted)
-
-
-def _dtype(precision: str) -> torch.dtype:
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -62,7 +59,7 @@ def _totals(batch: Batch) -> Totals:
 def ours(size: str, precision: str, load: work.Workload) -> Step:
     """unimo_ds, the packed batch, without an engine."""
     batch = work.packed(load)
-    model = PretrainingModel(Unimo(shape(size)), OBJECTIVES).to(_dtype(precision))
+    model = PretrainingModel(Unimo(shape(size)), OBJECTIVES).to(DTYPES[precision])
     return _trained(model, lambda: model(batch, _totals(batch))[0])
 
 
@@ -109,10 +106,10 @@ def visualbert(size: str, precision: str, load: work.Workload) -> Step:
     from transformers import VisualBertConfig, VisualBertForPreTraining
 
     model = VisualBertForPreTraining(VisualBertConfig(visual_embedding_dim=work.FEATURE_WIDTH, **hugging_face_shape(size)))
-    model.to(_dtype(precision)).train()
+    model.to(DTYPES[precision]).train()
     ids, seen, labels = _masked(load)
     features = [torch.from_numpy(image.features_RF.astype(np.float32)) for image in load.images]
-    visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(_dtype(precision))
+    visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(DTYPES[precision])
     counts = torch.tensor([len(image) for image in load.images])
     visual_seen = (torch.arange(visual.shape[1])[None] < counts[:, None]).long()
     inputs = {
@@ -130,20 +127,20 @@ def roberta(size: str, precision: str, load: work.Workload) -> Step:
     """Hugging Face's RobertaForMaskedLM, padded to the longest document."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    model = RobertaForMaskedLM(RobertaConfig(**hugging_face_shape(size))).to(_dtype(precision)).train()
+    model = RobertaForMaskedLM(RobertaConfig(**hugging_face_shape(size))).to(DTYPES[precision]).train()
     ids, seen, labels = _masked(load)
     return _trained(model, lambda: model(input_ids=ids, attention_mask=seen, labels=labels).loss)
 
 
 def matrix_product(size: str, precision: str, load: work.Workload) -> Step:
     """The machine's own limit: torch's product of two 2,048 x 2,048 matrices."""
-    left, right = (torch.randn(_MATRIX, _MATRIX).to(_dtype(precision)) for _ in range(2))
+    left, right = (torch.randn(_MATRIX, _MATRIX).to(DTYPES[precision]) for _ in range(2))
     return lambda: left @ right
 
 
 def fastest_product(size: str, precision: str, load: work.Workload) -> Step:
     """The same product by the library that our linear layers use on this processor."""
-    left, right = (torch.randn(_MATRIX, _MATRIX).to(_dtype(precision)) for _ in range(2))
+    left, right = (torch.randn(_MATRIX, _MATRIX).to(DTYPES[precision]) for _ in range(2))
     return lambda: fast_matrix_product(left, right)
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unimo_ds.bench.threads import DTYPES
 from unimo_ds.kernels.contrastive import contrastive_statistics
 from unimo_ds.progress import track
 
@@ -26,7 +27,6 @@ WIDTH = 768
 SIZES = (4096, 16384)
 HUGE = 65536  # its matrix would be 8 GiB in bf16, so the peer is not asked
 _SCALE = 1 / 0.07
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -39,7 +39,7 @@ def measure_contrastive(sizes: Sequence[int] = SIZES, rounds: int = 3, huge: boo
         rounds: measurements of each row.
         huge: also 65,536 pairs in bf16, ours alone and once; takes minutes.
     """
-    rows = [row for size in sizes for precision in _DTYPES for row in _compare(size, precision, rounds)]
+    rows = [row for size in sizes for precision in DTYPES for row in _compare(size, precision, rounds)]
     if huge:
         rows.append(_row("ours", HUGE, "bf16", [_measure("ours", HUGE, "bf16")]))
     return rows
@@ -72,7 +72,7 @@ def step(contender: str, size: int, precision: str) -> tuple[float, float]:
     torch.set_num_threads(1)
     loss = our_loss if contender == "ours" else peer()[1]
     for pairs in (64, size):  # first a warm-up
-        x, y = (_unit_vectors(pairs, _DTYPES[precision], seed).requires_grad_() for seed in range(2))
+        x, y = (_unit_vectors(pairs, DTYPES[precision], seed).requires_grad_() for seed in range(2))
         scale = torch.tensor(_SCALE, requires_grad=True)
         before, started = _memory("VmRSS"), time.process_time()
         torch.autograd.backward(loss(x, y, scale))

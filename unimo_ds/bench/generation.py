@@ -7,7 +7,6 @@ Rounds alternate between the two; the ratio is the median over rounds.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from unimo_ds.batch import Batch
 from unimo_ds.bench.contenders import shape
-from unimo_ds.bench.threads import one_thread
+from unimo_ds.bench.threads import DTYPES, one_thread, processor_seconds
 from unimo_ds.bench.workload import FEATURE_WIDTH, VOCABULARY, random_regions
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Sequence as View
@@ -28,7 +27,6 @@ from unimo_ds.progress import track
 from unimo_ds.tokenizer import CLS, SEP
 
 IMAGES, REGIONS, BEAMS, TOKENS = 8, 36, 5, 20
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Write = Callable[[], list[list[int]]]
 
@@ -52,17 +50,11 @@ def measure_generation(
 
 def _row(size: str, precision: str, rounds: int, images: int, tokens: int) -> dict[str, object]:
     torch.manual_seed(0)
-    writers = [make(size, _DTYPES[precision], images, tokens) for make in (ours, blip)]
-    times = [[_seconds(write) for write in writers] for _ in range(rounds + 1)][1:]
+    writers = [make(size, DTYPES[precision], images, tokens) for make in (ours, blip)]
+    times = [[processor_seconds(write) for write in writers] for _ in range(rounds + 1)][1:]
     speeds = (images * tokens / statistics.median(column) for column in zip(*times, strict=True))
     row = {"size": size, "precision": precision} | dict(zip(("ours_per_second", "blip_per_second"), speeds, strict=True))
     return row | {"times_faster": statistics.median(there / here for here, there in times)}
-
-
-def _seconds(write: Write) -> float:
-    started = time.process_time()
-    write()
-    return time.process_time() - started
 
 
 def ours(size: str, dtype: torch.dtype, images: int, tokens: int) -> Write:

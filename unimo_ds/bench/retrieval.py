@@ -7,7 +7,6 @@ Rounds alternate between the three; a ratio is the median over rounds.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -18,7 +17,7 @@ import torch
 
 from unimo_ds.bench import workload as work
 from unimo_ds.bench.contenders import hugging_face_shape, shape
-from unimo_ds.bench.threads import one_thread
+from unimo_ds.bench.threads import DTYPES, one_thread, processor_seconds
 from unimo_ds.config import RetrievalSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.model.unimo import Unimo
@@ -29,7 +28,6 @@ from unimo_ds.tasks.task import Example, TaskModel, Tokens
 from unimo_ds.tokenizer import CLS, SEP
 
 IMAGES, CAPTIONS, AT_ONCE = 96, 4, 32
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Score = Callable[[], list[float]]
 
@@ -56,9 +54,9 @@ def _row(size: str, precision: str, rounds: int, images: int, captions: int) -> 
     load = work.pairs(images)
     load = work.Workload(load.images, load.texts[:captions])
     by_regions = sorted(range(images), key=lambda image: len(load.images[image]))
-    dtype = _DTYPES[precision]
+    dtype = DTYPES[precision]
     scorers = (ours(size, dtype, load), *visualbert(size, dtype, load, [list(range(images)), by_regions]))
-    times = [[_seconds(score) for score in scorers] for _ in range(rounds + 1)][1:]
+    times = [[processor_seconds(score) for score in scorers] for _ in range(rounds + 1)][1:]
     speeds = [images * captions / statistics.median(column) for column in zip(*times, strict=True)]
     return {
         "size": size,
@@ -69,12 +67,6 @@ def _row(size: str, precision: str, rounds: int, images: int, captions: int) -> 
         "times_faster": statistics.median(padded / here for here, padded, _ in times),
         "times_faster_sorted": statistics.median(padded / here for here, _, padded in times),
     }
-
-
-def _seconds(score: Score) -> float:
-    started = time.process_time()
-    score()
-    return time.process_time() - started
 
 
 class _Store:

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from unimo_ds.errors import DataError
 
@@ -26,6 +26,13 @@ class Line(NamedTuple):
         return self.content if end < 0 else self.content[:end]
 
 
+def unzipped(raw: BinaryIO) -> BinaryIO | gzip.GzipFile:
+    """The content of an open file, which may be gzipped."""
+    gzipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw) if gzipped else raw
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """Every line that is not empty.
 
@@ -34,9 +41,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     """
     try:
         with path.open("rb", buffering=_BUFFER) as raw:
-            gzipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if gzipped else raw
+            stream = unzipped(raw)
             start = number = 0
             while content := stream.readline(_LONGEST_LINE):
                 number += 1
@@ -46,7 +51,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                 start += len(content)
                 line = content.rstrip(b"\r\n")
                 if line:
-                    yield Line(line, where, raw.tell() if gzipped else start, content.endswith(b"\n"))
+                    yield Line(line, where, raw.tell() if stream is not raw else start, content.endswith(b"\n"))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path}: damaged gzip after line {number} ({error}); fetch it again, what was read so far is kept"

@@ -77,7 +77,7 @@ class Dialogue(Writing[DialogueFiles]):
                     further = {} if teach else content.get("additional_answers", {})
                     answers = [
                         _turn(content["answers"], turn),
-                        *_further_answers(further, turn, f"{where}.additional_", rejects),
+                        *_further_answers(further, turn, f"{where}.additional_answers", rejects),
                     ]
                     texts = (*texts, question)
                     yield f"{name}#{turn + 1}", texts, answers
@@ -124,7 +124,7 @@ def _further_answers(annotators: dict[str, Any], turn: int, where: str, rejects:
         try:
             yield _turn(items, turn)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            rejects(f"{where}answers.{annotator}: turn {turn + 1}: {_said(error)}")
+            rejects(f"{where}.{annotator}: turn {turn + 1}: {_said(error)}")
 
 
 def _said(error: Exception) -> str:

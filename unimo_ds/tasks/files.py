@@ -1,12 +1,12 @@
 """What the readers of task files share: how a file begins, which tells its form, and lines with their numbers."""
 
-import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.errors import DataError
+from unimo_ds.region_layouts.lines import unzipped
 
 
 def opening(path: Path) -> str:
@@ -18,10 +18,7 @@ def opening(path: Path) -> str:
     try:
         file = min(path.iterdir(), default=path) if path.is_dir() else path
         with file.open("rb") as raw:
-            gzipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if gzipped else raw
-            return stream.read(4096).decode("utf-8-sig", errors="replace").lstrip()
+            return unzipped(raw).read(4096).decode("utf-8-sig", errors="replace").lstrip()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
