@@ -26,14 +26,13 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_WORD, Sequence, ViewMaker
 from unimo_ds.engine.checkpoint import find_checkpoint, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
-from unimo_ds.metrics.ranking import chance_of_recall, recall_at
+from unimo_ds.metrics.ranking import chance_both_ways, recall_both_ways
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
-_RANKS = (1, 5, 10)
 _ITEMS_AT_ONCE = 32
 _TEXTS = 500
 _SHOWN_QUERIES = 12
@@ -193,13 +192,10 @@ def _run(unimo: Unimo, batch: Batch) -> Any:
 
 def _retrieval_numbers(similarity_XI: npt.NDArray[np.float32], pairs: HeldOut) -> dict[str, float]:
     right_XI = pairs.image_of_caption[:, None] == np.arange(len(pairs.images))[None]
-    numbers: dict[str, float] = {}
-    for name, scores, right in (("i2t", similarity_XI.T, right_XI.T), ("t2i", similarity_XI, right_XI)):
-        for rank in _RANKS:
-            numbers[f"eval/{name}_r{rank}"] = recall_at(scores, right, rank)
-            numbers[f"eval/{name}_r{rank}_chance"] = chance_of_recall(right, rank)
-    numbers["eval/candidates"] = float(len(pairs.images))
-    return numbers
+    found, chance = recall_both_ways(similarity_XI, right_XI), chance_both_ways(right_XI)
+    numbers = {f"eval/{name}": value for name, value in found.items()}
+    numbers |= {f"eval/{name}_chance": value for name, value in chance.items()}
+    return {**numbers, "eval/candidates": float(len(pairs.images))}
 
 
 def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOut) -> list[RetrievalExample]:

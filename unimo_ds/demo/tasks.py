@@ -17,7 +17,7 @@ from unimo_ds.demo.task_sets import write_task_sets
 from unimo_ds.engine.checkpoint import checkpoint_name
 from unimo_ds.errors import UnimoError
 from unimo_ds.finetune import read_start
-from unimo_ds.metrics.ranking import chance_of_recall
+from unimo_ds.metrics.ranking import chance_both_ways
 from unimo_ds.processes import cores, is_finished, run_to_end
 from unimo_ds.progress import Progress
 from unimo_ds.tasks.families import files_of, make_task
@@ -132,8 +132,7 @@ def blind(config: FinetuneConfig) -> dict[str, float]:
     dev = list(task.read(next(iter(config.task.dev.values())), Rejects(), teach=False))
     if config.task.family == "retrieval":
         right = np.array([[example.image == image for image in {each.image: None for each in dev}] for example in dev])
-        sides = {"t2i": right, "i2t": right.T}
-        found = {f"{name}_r{most}": chance_of_recall(side, most) for name, side in sides.items() for most in (1, 5, 10)}
+        found = chance_both_ways(right)
         return {**found, "mean_r1": (found["t2i_r1"] + found["i2t_r1"]) / 2}
     train = [example for part in files_of(config.task.train) for example in task.read(part, Rejects(), teach=True)]
     if train[0].target:

@@ -1,7 +1,11 @@
 """Recall of retrieval, and what random scores would reach."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+
+_MOST = (1, 5, 10)  # K of recall@K, as image-text retrieval is reported
 
 
 def recall_at(similarity_QC: npt.NDArray[np.floating], right_QC: npt.NDArray[np.bool_], most: int) -> float:
@@ -27,3 +31,20 @@ def chance_of_recall(right_QC: npt.NDArray[np.bool_], most: int) -> float:
     draws = np.arange(min(most, candidates))
     miss_Q = np.prod(np.clip(wrong_Q[:, None] - draws, 0, None) / (candidates - draws), axis=1)
     return float((1 - miss_Q).mean())
+
+
+def recall_both_ways(similarity_XI: npt.NDArray[np.floating], right_XI: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Recall at 1, 5 and 10 of images by texts (`t2i_r1` ..) and of texts by images (`i2t_r1` ..), of [texts, images]."""
+    return _both_ways(
+        lambda most: recall_at(similarity_XI, right_XI, most), lambda most: recall_at(similarity_XI.T, right_XI.T, most)
+    )
+
+
+def chance_both_ways(right_XI: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """The same of random scores."""
+    return _both_ways(lambda most: chance_of_recall(right_XI, most), lambda most: chance_of_recall(right_XI.T, most))
+
+
+def _both_ways(images_by_texts: Callable[[int], float], texts_by_images: Callable[[int], float]) -> dict[str, float]:
+    ways = {"t2i": images_by_texts, "i2t": texts_by_images}
+    return {f"{name}_r{most}": found(most) for name, found in ways.items() for most in _MOST}

@@ -24,7 +24,7 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
-from unimo_ds.metrics.ranking import recall_at
+from unimo_ds.metrics.ranking import recall_both_ways
 from unimo_ds.model.task_heads import ScoreHead
 from unimo_ds.model.unimo import Unimo
 from unimo_ds.tasks.captions import captioned
@@ -32,7 +32,6 @@ from unimo_ds.tasks.classification import add_pair
 from unimo_ds.tasks.task import Example, Judged, Pairing, Task, Tokens, Vectors
 from unimo_ds.tokenizer import Tokenizer
 
-_RANKS = (1, 5, 10)
 _SHOWN = 10  # images that a prediction lists
 
 
@@ -116,9 +115,7 @@ class Retrieval(Task[CaptionFiles]):
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """Recall at 1, 5 and 10 of images by captions (`t2i`) and of captions by images (`i2t`), and the mean at 1."""
         images_J, image_E = _images_of(examples)
-        scores_EJ, right_EJ = np.stack(answers), image_E[:, None] == np.arange(len(images_J))
-        sides = {"t2i": (scores_EJ, right_EJ), "i2t": (scores_EJ.T, right_EJ.T)}
-        found = {f"{name}_r{most}": recall_at(*side, most) for name, side in sides.items() for most in _RANKS}
+        found = recall_both_ways(np.stack(answers), image_E[:, None] == np.arange(len(images_J)))
         return {**found, "mean_r1": (found["t2i_r1"] + found["i2t_r1"]) / 2}
 
     def judge(self, answers: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
