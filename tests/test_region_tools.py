@@ -115,13 +115,8 @@ def test_info_is_read_by_people_and_by_programs(tmp_path: Path) -> None:
     ):
         assert expected in result.output, expected
     assert "images that failed: 3 (failures-00000.jsonl)" in result.output and re.search(r"2  OSError\n", result.output)
-    content = json.loads(run("info", store, "--json").output[slice(*_braces(run("info", store, "--json").output))])
+    content = json.loads(run("info", store, "--json").stdout)  # the progress goes to the other stream
     assert content["failures"] == {"files": ["failures-00000.jsonl"], "images": 3, "reasons": {"OSError": 2, "huge": 1}}
-
-
-def _braces(text: str) -> tuple[int, int]:
-    """The JSON object among lines of progress, which the runner mixes in."""
-    return text.index("{"), text.rindex("}") + 1
 
 
 def test_info_of_a_sample_says_so_and_counts_records_exactly(tmp_path: Path) -> None:
