@@ -16,7 +16,7 @@ from unimo_ds.choices import ChoiceTest, run_choices
 from unimo_ds.config import ModelSection, RunConfig, load_config
 from unimo_ds.errors import ConfigError, DataError
 from unimo_ds.evaluate import open_held_out
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.rewrites import Rewrite, RewrittenCaption, dump_caption
 from unimo_ds.tokenizer import Tokenizer
 
@@ -131,7 +131,7 @@ def write(inputs: Path, name: str, keep: Any) -> Path:
 def test_a_real_model_is_scored_by_what_it_was_trained_on(inputs: Path, objective: str) -> None:
     test = test_of(inputs, None, objective, "objectives.matching=1")
     torch.manual_seed(0)
-    unimo = Unimo(ModelSection.model_validate(test.config.model.model_dump())).eval()
+    unimo = UnimoModel(ModelSection.model_validate(test.config.model.model_dump())).eval()
     numbers, examples = run_choices(unimo, test)
     assert all(0 <= value <= 1 for value in numbers.values()) and len(examples) == 3
     again, _ = run_choices(unimo, test)

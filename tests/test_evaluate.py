@@ -12,12 +12,12 @@ from unimo_ds.config import load_config
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import FIRST_WORD, PackedText, Sequence
 from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
 
 @torch.no_grad()
-def caption(unimo: Unimo, pairs: HeldOut, image: int, longest: int) -> str:
+def caption(unimo: UnimoModel, pairs: HeldOut, image: int, longest: int) -> str:
     """The likeliest next word, again and again, each by a pass over everything."""
     words: list[int] = []
     while len(words) < longest and SEP not in words:
@@ -45,7 +45,7 @@ def test_captions_are_greedy(tmp_path: Path) -> None:
     pairs = open_held_out(config, tokenizer, show=False)
     assert pairs is not None
     torch.manual_seed(0)
-    unimo = Unimo(config.model)
+    unimo = UnimoModel(config.model)
     with torch.no_grad():
         for parameter in unimo.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))

@@ -27,7 +27,7 @@ from unimo_ds.data.loader import PretrainingData
 from unimo_ds.data.order import Draw
 from unimo_ds.data.plan import Item
 from unimo_ds.data.sequences import IGNORED
-from unimo_ds.engine.checkpoint import checkpoint_name, read_model_weights
+from unimo_ds.engine.checkpoint_folder import checkpoint_name, read_model_weights
 from unimo_ds.engine.run_log import RunLog, SampleLog
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
 from unimo_ds.explain.command import explain_step
@@ -38,7 +38,7 @@ from unimo_ds.explain.step import Sample, SampleReader, Share, ShownImage, Shown
 from unimo_ds.explain.terminal import marked, sample_lines
 from unimo_ds.explain.views import take_apart
 from unimo_ds.explain.words import Piece, find_fragments, pieces_of_difference
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 from unimo_ds.tokenizer import SEP, Tokenizer
 
@@ -75,7 +75,7 @@ def write_checkpoint(run: Path, step: int, seed: int = 0) -> Path:
     folder = run / "checkpoints" / checkpoint_name(step)
     shutil.copytree(config.data.tokenizer, folder / "tokenizer")
     torch.manual_seed(seed)
-    save_file(Unimo(config.model, 0.1).state_dict(), folder / "model.safetensors")
+    save_file(UnimoModel(config.model, 0.1).state_dict(), folder / "model.safetensors")
     (folder / "config.yaml").write_text(dump_config(config))
     (folder / "state.json").write_text(json.dumps(state_of(config, step)))
     files = {
@@ -87,8 +87,8 @@ def write_checkpoint(run: Path, step: int, seed: int = 0) -> Path:
     return folder
 
 
-def model_of(checkpoint: Path) -> Unimo:
-    unimo = Unimo(load_config(checkpoint / "config.yaml").model)
+def model_of(checkpoint: Path) -> UnimoModel:
+    unimo = UnimoModel(load_config(checkpoint / "config.yaml").model)
     unimo.load_state_dict(read_model_weights(checkpoint))
     return unimo.eval()
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from tests.tasks.small_task import ANSWERS, CLASSES, IMAGES, Inputs, write_inputs
 from unimo_ds.cli import app, main
 from unimo_ds.config import AdversarialSection, EntailmentFiles, TaskDataSection, load_finetune_config
-from unimo_ds.engine.checkpoint import best_checkpoint, read_state
+from unimo_ds.engine.checkpoint_folder import best_checkpoint, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError, StoreError
-from unimo_ds.finetune import evaluate_finetuned, finetune, is_finetuned, predict_sets
+from unimo_ds.finetune import evaluate_finetuned, finetune, predict_sets
+from unimo_ds.opening import is_finetuned
 from unimo_ds.tasks import examples
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps

@@ -27,7 +27,7 @@ from unimo_ds.data.sequences import IGNORED, Member, PackedText, ViewMaker
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.rewrites import LEVELS, Rewrite, RewrittenCaption, read_rewrites
 from unimo_ds.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def _spread(caption: RewrittenCaption, count: int) -> list[Rewrite]:
 
 
 @torch.no_grad()
-def run_choices(unimo: Unimo, test: ChoiceTest) -> tuple[dict[str, float], list[ChoiceExample]]:
+def run_choices(unimo: UnimoModel, test: ChoiceTest) -> tuple[dict[str, float], list[ChoiceExample]]:
     """Measures a model in evaluation mode; every rank must call it.
 
     Returns:
@@ -153,11 +153,11 @@ def _gathered(parts: Sequence[dict[int, list[float]]]) -> dict[int, list[float]]
     return {number: found for rank in distributed.gather_objects(parts) for part in rank for number, found in part.items()}
 
 
-def _run(unimo: Unimo, packer: Packer) -> Any:
+def _run(unimo: UnimoModel, packer: Packer) -> Any:
     return unimo(packer.build().to(distributed.device()))
 
 
-def _joint_scores(unimo: Unimo, test: ChoiceTest, numbers: list[int]) -> dict[int, list[float]]:
+def _joint_scores(unimo: UnimoModel, test: ChoiceTest, numbers: list[int]) -> dict[int, list[float]]:
     """The score of the true caption and of each false one, by caption."""
     packer = test.packer()
     sizes = []
@@ -175,7 +175,7 @@ def _joint_scores(unimo: Unimo, test: ChoiceTest, numbers: list[int]) -> dict[in
     return {number: [next(found) for _ in range(size)] for number, size in zip(numbers, sizes, strict=True)}
 
 
-def _word_scores(unimo: Unimo, test: ChoiceTest, numbers: list[int]) -> dict[int, list[float]]:
+def _word_scores(unimo: UnimoModel, test: ChoiceTest, numbers: list[int]) -> dict[int, list[float]]:
     """For each false caption 1, 0.5 or 0: are the true words where it differs likelier, given image and the rest?
 
     Likelier a token, on the mean. Where one of the two only has words more, there is nothing to compare: 0.5.

@@ -76,7 +76,8 @@ def evaluate(
 ) -> None:
     """What a checkpoint is worth on its held-out pairs; or a fine-tuned one on its dev sets, with a page of its answers."""
     from unimo_ds.evaluate import evaluate_checkpoint
-    from unimo_ds.finetune import evaluate_finetuned, is_finetuned
+    from unimo_ds.finetune import evaluate_finetuned
+    from unimo_ds.opening import is_finetuned
 
     if is_finetuned(run):
         evaluate_finetuned(run, overrides or [], images)

@@ -24,12 +24,12 @@ from unimo_ds.data.order import Draw, generator
 from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import FIRST_WORD, Sequence, ViewMaker
-from unimo_ds.engine.checkpoint import find_checkpoint, read_model_weights, read_state
+from unimo_ds.engine.checkpoint_folder import find_checkpoint, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.metrics.ranking import chance_both_ways, recall_both_ways
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 
@@ -139,7 +139,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate_model(unimo: Unimo, pairs: HeldOut, feature_width: int) -> Evaluation:
+def evaluate_model(unimo: UnimoModel, pairs: HeldOut, feature_width: int) -> Evaluation:
     """Measures a model; every rank must call it.
 
     Args:
@@ -166,7 +166,7 @@ def evaluate_model(unimo: Unimo, pairs: HeldOut, feature_width: int) -> Evaluati
     return Evaluation(numbers, _retrieval_examples(similarity_XI, pairs), captions, choices)
 
 
-def _similarities(unimo: Unimo, pairs: HeldOut, width: int) -> npt.NDArray[np.float32]:
+def _similarities(unimo: UnimoModel, pairs: HeldOut, width: int) -> npt.NDArray[np.float32]:
     """Cosines of every caption with every image, each encoded alone, [captions, images]."""
     limit = pairs.config.data.max_regions
 
@@ -186,7 +186,7 @@ def _similarities(unimo: Unimo, pairs: HeldOut, width: int) -> npt.NDArray[np.fl
     return similarity_XI
 
 
-def _run(unimo: Unimo, batch: Batch) -> Any:
+def _run(unimo: UnimoModel, batch: Batch) -> Any:
     return unimo(batch.to(distributed.device()))
 
 
@@ -217,7 +217,7 @@ def _retrieval_examples(similarity_XI: npt.NDArray[np.float32], pairs: HeldOut) 
     return examples
 
 
-def _masked_word_accuracy(unimo: Unimo, pairs: HeldOut, width: int) -> float:
+def _masked_word_accuracy(unimo: UnimoModel, pairs: HeldOut, width: int) -> float:
     """Share of masked words of held-out captions that the model names, given the image; the masks are always the same."""
 
     def batch_of(numbers: list[int]) -> Batch:
@@ -231,7 +231,7 @@ def _masked_word_accuracy(unimo: Unimo, pairs: HeldOut, width: int) -> float:
     return _share_named(unimo, map(batch_of, distributed.shares(len(pairs.captions), _ITEMS_AT_ONCE)))
 
 
-def _masked_text_accuracy(unimo: Unimo, pairs: HeldOut, texts: Corpus, width: int) -> float:
+def _masked_text_accuracy(unimo: UnimoModel, pairs: HeldOut, texts: Corpus, width: int) -> float:
     """The same for held-out texts alone; the first `_TEXTS` of them."""
 
     def batch_of(numbers: list[int]) -> Batch:
@@ -247,7 +247,7 @@ def _masks_of(number: int) -> np.random.Generator:
     return generator(0, Draw(0, number, number), _PURPOSE)
 
 
-def _share_named(unimo: Unimo, batches: Iterable[Batch]) -> float:
+def _share_named(unimo: UnimoModel, batches: Iterable[Batch]) -> float:
     """Share of the language targets of all ranks' batches that the model names."""
     right = total = 0
     for batch in batches:
@@ -260,7 +260,7 @@ def _share_named(unimo: Unimo, batches: Iterable[Batch]) -> float:
     return accuracy
 
 
-def _generate_captions(unimo: Unimo, pairs: HeldOut, width: int) -> list[CaptionExample]:
+def _generate_captions(unimo: UnimoModel, pairs: HeldOut, width: int) -> list[CaptionExample]:
     wanted = min(pairs.section.captions, len(pairs.images))
     mine = list(range(distributed.rank(), wanted, distributed.world_size()))
 
@@ -317,7 +317,7 @@ def evaluate_checkpoint(path: Path, overrides: list[str]) -> Evaluation:
     detector = read_state(checkpoint)["detector"]
     if detector:  # a model of texts alone knows none
         pairs.expect_detector(detector, f"the checkpoint {checkpoint}")
-    unimo = Unimo(config.model)
+    unimo = UnimoModel(config.model)
     unimo.load_state_dict(read_model_weights(checkpoint))
     unimo.to(distributed.device())
     evaluation = evaluate_model(unimo, pairs, config.model.feature_width)

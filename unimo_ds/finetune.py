@@ -4,9 +4,7 @@ Started by `unimo-ds finetune`, by `deepspeed --module unimo_ds.finetune`, by `t
 """
 
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +14,25 @@ from unimo_ds import distributed, nvidia_apex
 from unimo_ds.batch import FIRST_POSITION
 from unimo_ds.config import FinetuneConfig, ModelSection, TrainingSection, dump_config, load_finetune_config
 from unimo_ds.data.loader import StepData, load_steps
-from unimo_ds.engine.checkpoint import Extras, best_checkpoint, find_checkpoint, mark_best, read_state, read_weights, resume
+from unimo_ds.engine.checkpoint import resume
+from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, mark_best, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.files import replace_text
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import parameter_groups
+from unimo_ds.opening import Finetuned, Start, build_model, head_facts, open_finetuned, open_set, read_start
 from unimo_ds.tasks.adversarial import Rounds
 from unimo_ds.tasks.answering import answers_of, score_set
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
-from unimo_ds.tasks.families import files_of, make_task
+from unimo_ds.tasks.families import make_task
 from unimo_ds.tasks.report import ReportSet, render_report
 from unimo_ds.tasks.task import Task, TaskBatch, TaskModel, TaskTotals
-from unimo_ds.tokenizer import Tokenizer
 from unimo_ds.training_run import Interval, TrainingRun, go_on_from
 from unimo_ds.training_run import start as start_run
 from unimo_ds.vision.pictures import check_folder
 
 _NEW_AT_FINE_TUNING = ("head.", "unimo.embedding.text.voice.")  # parameters that a start may lack
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from: a checkpoint's shape, tokenizer and regions' detector."""
-
-    checkpoint: Path
-    model: ModelSection
-    tokenizer: Tokenizer
-    detector: dict[str, Any]
-    facts: dict[str, Any]  # of the task that it was fine-tuned for (`Task.facts`)
-
-
-def read_start(path: Path) -> Start:
-    """Reads what a checkpoint says of itself; of a run folder the best one, or the newest. Every rank must call it.
-
-    Raises:
-        CheckpointError: it is neither.
-    """
-    checkpoint = find_start(path)
-    if checkpoint is None or not (checkpoint / "state.json").exists():
-        raise CheckpointError(
-            f"{path}: neither a checkpoint folder of unimo_ds (with state.json) nor a run folder with checkpoints/; "
-            "set init to one of them"
-        )
-    state = read_state(checkpoint)
-    model = ModelSection.model_validate(state["model"])
-    return Start(checkpoint, model, Tokenizer(checkpoint / "tokenizer"), state["detector"], state.get("task", {}))
-
-
-def find_start(path: Path) -> Path | None:
-    """The checkpoint that a path stands for: itself, or the best or else the newest one of a run folder."""
-    if (path / "model.safetensors").exists():
-        return path
-    return best_checkpoint(path / "checkpoints") or find_checkpoint(path / "checkpoints")
 
 
 def finetune(config: FinetuneConfig) -> Path | None:
@@ -86,8 +50,8 @@ def finetune(config: FinetuneConfig) -> Path | None:
     check_settings(config.training)
     _check_lengths(config, start.model)
     task = make_task(config.task, start.tokenizer)
-    train = _open_set("train", config.task.train, config, task, start, teach=True)
-    dev = {name: _open_set(f"dev {name}", part, config, task, start, teach=False) for name, part in config.task.dev.items()}
+    train = open_set("train", config.task.train, config, task, start, teach=True)
+    dev = {name: open_set(f"dev {name}", part, config, task, start, teach=False) for name, part in config.task.dev.items()}
     for name, examples in dev.items():
         if unlabelled := examples.unlabelled:
             raise DataError(
@@ -125,16 +89,6 @@ def finetune(config: FinetuneConfig) -> Path | None:
         log.close()
 
 
-def _open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], start: Start, teach: bool) -> ExampleSet:
-    """Reads a set; its regions must be of the detector that the start was trained with."""
-    examples = ExampleSet(name, task, files_of(part), start.tokenizer, config.data, teach, show=distributed.rank() == 0)
-    stores = {id(example.store): example.store for example in examples.examples if example.store is not None}
-    for store in stores.values():
-        if start.detector:
-            store.expect_detector(start.detector, f"the checkpoint {start.checkpoint}")
-    return examples
-
-
 def _step_of(checkpoint: Path | None, config: FinetuneConfig, start: Start, task: Task[Any]) -> int:
     """The step to go on from.
 
@@ -148,17 +102,12 @@ def _step_of(checkpoint: Path | None, config: FinetuneConfig, start: Start, task
         raise CheckpointError(
             f"{checkpoint}: was started from a model of another shape than init = {start.checkpoint}; choose another folder"
         )
-    if state["task"] != _facts(config, task) or state["chosen_by"] != task.chosen_by:
+    if state["task"] != head_facts(config, task) or state["chosen_by"] != task.chosen_by:
         raise CheckpointError(
             f"{checkpoint}: its head was trained for another task, or other answers than task.train or task.labels give, or "
             f"its best checkpoint was chosen by {state['chosen_by']}, not {task.chosen_by}; choose another folder"
         )
     return int(state["step"])
-
-
-def _facts(config: FinetuneConfig, task: Task[Any]) -> dict[str, Any]:
-    """What a head is of: the family, and what its numbers stand for."""
-    return {"family": config.task.family, **task.facts}
 
 
 def _check_lengths(config: FinetuneConfig, model: ModelSection) -> None:
@@ -195,15 +144,6 @@ def _build_engine(
     return Engine(build, lambda module: parameter_groups(module, training.weight_decay), training, weights)
 
 
-def build_model(task: Task[Any], model: ModelSection) -> TaskModel:
-    """The model with a task's head, and with those of its own that the task reads."""
-    unimo = Unimo(model)
-    unimo.keep_heads(task.heads)
-    if task.voices:
-        unimo.add_voices(model)
-    return TaskModel(unimo, task, model)
-
-
 def _fitting_weights(config: FinetuneConfig, task: Task[Any], start: Start) -> dict[str, torch.Tensor]:
     """The weights of the start, without a head of other classes (MNLI's before STS-B, or one for other answers).
 
@@ -211,7 +151,7 @@ def _fitting_weights(config: FinetuneConfig, task: Task[Any], start: Start) -> d
         CheckpointError: the start lacks weights of the model itself, or has them in another shape.
     """
     weights = read_weights(start.checkpoint)
-    if start.facts != _facts(config, task):
+    if start.facts != head_facts(config, task):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     with torch.device("meta"):
         wanted = {name: parameter.shape for name, parameter in build_model(task, start.model).named_parameters()}
@@ -294,54 +234,11 @@ class FinetuningRun(TrainingRun):
             "samples": step * self._config.training.batch_size,
             "model": start.model.model_dump(mode="json"),
             "detector": start.detector,
-            "task": _facts(self._config, self._task),
+            "task": head_facts(self._config, self._task),
             "chosen_by": self._task.chosen_by,
             "world_size": distributed.world_size(),
         }
         return Extras(dump_config(self._config), state, start.tokenizer.folder)
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """A fine-tuned model with all that its task needs."""
-
-    checkpoint: Path
-    config: FinetuneConfig
-    task: Task[Any]
-    start: Start
-    model: TaskModel
-
-    def open_set(self, name: str, part: Any) -> ExampleSet:
-        """Reads a set of the task."""
-        return _open_set(name, part, self.config, self.task, self.start, teach=False)
-
-
-def is_finetuned(path: Path) -> bool:
-    """Whether a run folder, or a checkpoint, is of a fine-tuning run and not of pre-training."""
-    file = path / "config.yaml"
-    return file.exists() and re.search(r"^task:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
-
-
-def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
-    """A checkpoint of a fine-tuning run, or the best one of a run folder.
-
-    Raises:
-        CheckpointError: there is none.
-        ConfigError: the overrides make another task of it.
-    """
-    distributed.initialise(timeout_seconds=600)
-    start = read_start(path)
-    checkpoint = start.checkpoint
-    config = load_finetune_config(checkpoint / "config.yaml", overrides)
-    task = make_task(config.task, start.tokenizer, start.facts)
-    if start.facts != _facts(config, task):
-        raise ConfigError(
-            f"{checkpoint}: was trained for another task, or other labels; task.family and task.labels are its own"
-        )
-    model = build_model(task, start.model)
-    model.load_state_dict(read_weights(checkpoint))
-    model.to(distributed.device())
-    return Finetuned(checkpoint, config, task, start, model)
 
 
 def evaluate_finetuned(path: Path, overrides: list[str], images: Path | None = None) -> dict[str, float]:

@@ -14,12 +14,13 @@ from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection, RunConfig, dump_config, load_config
 from unimo_ds.data.corpus import Corpus, prepare_corpora
 from unimo_ds.data.loader import PretrainingData, StepData, load_steps
-from unimo_ds.engine.checkpoint import Extras, find_checkpoint, read_state, read_weights, resume
+from unimo_ds.engine.checkpoint import resume
+from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_state, read_weights
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError
 from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out, write_evaluation
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.objectives.meter import readings
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals, loss_weights
 from unimo_ds.rewrites import LEVELS
@@ -150,7 +151,7 @@ def _check_resumable(config: RunConfig, checkpoint: Path | None, detector: dict[
 def _build_engine(config: RunConfig, checkpoint: Path | None) -> Engine:
     def build() -> PretrainingModel:
         torch.manual_seed(config.seed)
-        unimo = Unimo(config.model, config.objectives.cmcl.temperature)
+        unimo = UnimoModel(config.model, config.objectives.cmcl.temperature)
         unimo.transformer.activation_checkpointing = config.training.activation_checkpointing
         return PretrainingModel(unimo, config.objectives)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from unimo_ds import distributed
 from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
-from unimo_ds.engine.checkpoint import Extras, save_checkpoint
+from unimo_ds.engine.checkpoint import save_checkpoint
+from unimo_ds.engine.checkpoint_folder import Extras
 from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
 from unimo_ds.engine.signals import StopRequest

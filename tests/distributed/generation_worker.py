@@ -14,7 +14,7 @@ from unimo_ds import distributed
 from unimo_ds.engine.engine import Engine
 from unimo_ds.model.beams import Decoding, Generated
 from unimo_ds.model.generation import generate
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.objectives.pretraining import PretrainingModel
 from unimo_ds.tokenizer import CLS, SEP
 
@@ -36,7 +36,7 @@ def sharpened() -> PretrainingModel:
     return module
 
 
-def written(unimo: Unimo, given: list[Given]) -> dict[str, list[Generated]]:
+def written(unimo: UnimoModel, given: list[Given]) -> dict[str, list[Generated]]:
     return {name: generate(unimo, pack(given), decoding, CLS, SEP, [0, 1, 3]) for name, decoding in DECODINGS.items()}
 
 

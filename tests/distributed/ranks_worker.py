@@ -11,7 +11,7 @@ from unimo_ds import distributed
 from unimo_ds.batch import Batch, Counts
 from unimo_ds.config import ObjectivesSection, TrainingSection
 from unimo_ds.engine.engine import Engine
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 
 
@@ -49,7 +49,7 @@ def steps(world: int) -> dict[str, list[list[Batch]]]:
 
 def build(checkpointing: bool = False) -> PretrainingModel:
     torch.manual_seed(0)
-    unimo = Unimo(TINY)
+    unimo = UnimoModel(TINY)
     unimo.transformer.activation_checkpointing = checkpointing
     return PretrainingModel(unimo, ObjectivesSection(matching=1.0))
 

@@ -10,7 +10,7 @@ from tests.helpers import TINY, VOCABULARY, random_regions, view_maker
 from unimo_ds.batch import FIRST_POSITION, Batch, Target
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import IGNORED, PackedText, Sequence
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.regions import Regions
 from unimo_ds.tokenizer import CLS
 
@@ -64,10 +64,10 @@ def _with_words(source: PackedText | None, words: list[int]) -> PackedText:
     )
 
 
-def stirred(seed: int = 0, dtype: torch.dtype = torch.float32) -> Unimo:
+def stirred(seed: int = 0, dtype: torch.dtype = torch.float32) -> UnimoModel:
     """A model whose scores depend strongly on what it sees, in evaluation mode."""
     torch.manual_seed(seed)
-    unimo = Unimo(TINY)
+    unimo = UnimoModel(TINY)
     with torch.no_grad():
         for parameter in unimo.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
@@ -75,7 +75,7 @@ def stirred(seed: int = 0, dtype: torch.dtype = torch.float32) -> Unimo:
 
 
 @torch.no_grad()
-def next_logits(unimo: Unimo, given: list[Given], written: list[list[int]]) -> torch.Tensor:
+def next_logits(unimo: UnimoModel, given: list[Given], written: list[list[int]]) -> torch.Tensor:
     """Scores of the word after what was written of each sentence, by one pass over everything, [S, V]."""
     batch = pack(given, written)
     lasts = np.cumsum([len(words) + 1 for words in written]) - 1

@@ -13,13 +13,13 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Sequence
 from unimo_ds.model.beams import Decoding, Generated
 from unimo_ds.model.generation import generate
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tokenizer import CLS, SEP
 
 FORBIDDEN = [CLS, 1, 3]
 
 
-def write(unimo: Unimo, given: list[Given], decoding: Decoding, end: int = SEP, **other: Any) -> list[Generated]:
+def write(unimo: UnimoModel, given: list[Given], decoding: Decoding, end: int = SEP, **other: Any) -> list[Generated]:
     return generate(unimo, pack(given), decoding, CLS, end, FORBIDDEN, **other)
 
 
@@ -55,7 +55,7 @@ def test_beams_follow_the_original_s_rules(kind: str, block: bool) -> None:
         assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
 
 
-def hugging_face(unimo: Unimo, given: list[Given], **rules: Any) -> tuple[list[list[int]], list[float] | None]:
+def hugging_face(unimo: UnimoModel, given: list[Given], **rules: Any) -> tuple[list[list[int]], list[float] | None]:
     """What transformers' own search finds with our model, by whole passes."""
     from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutput
@@ -114,7 +114,7 @@ def test_beam_search_of_a_fixed_length_is_hugging_face_s(beams: int, alpha: floa
     assert [text.score for text in ours] == pytest.approx([score / (11 / 6) ** alpha for score in scores], abs=1e-4)
 
 
-def passes(unimo: Unimo, given: list[Given], decoding: Decoding, end: int = SEP) -> list[str]:
+def passes(unimo: UnimoModel, given: list[Given], decoding: Decoding, end: int = SEP) -> list[str]:
     """The names of all modules, as they were called."""
     called: list[str] = []
     handles = [
@@ -162,7 +162,7 @@ def test_an_empty_prefix_generates_from_the_start_token_alone() -> None:
 
 
 def test_more_tokens_than_positions_are_refused() -> None:
-    unimo = Unimo(TINY.model_copy(update={"max_positions": 12}))
+    unimo = UnimoModel(TINY.model_copy(update={"max_positions": 12}))
     with pytest.raises(ValueError, match="longest 11: the model has positions for 10 tokens of a text"):
         write(unimo, [], Decoding(1, 11))
     assert len(write(unimo.eval(), some("images", 1), Decoding(1, 10, 10))[0].ids) == 10

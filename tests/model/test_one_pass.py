@@ -10,7 +10,7 @@ from tests.helpers import TINY, random_batch
 from unimo_ds.batch import Batch
 from unimo_ds.config import ModelSection, ObjectivesSection
 from unimo_ds.model.heads import Temperature
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 
 BATCHES: dict[str, Callable[[], Batch]] = {
@@ -23,7 +23,7 @@ BATCHES: dict[str, Callable[[], Batch]] = {
 
 def model(**shape: object) -> PretrainingModel:
     torch.manual_seed(0)
-    return PretrainingModel(Unimo(TINY.model_copy(update=shape)), ObjectivesSection())
+    return PretrainingModel(UnimoModel(TINY.model_copy(update=shape)), ObjectivesSection())
 
 
 def totals(batch: Batch) -> Totals:
@@ -77,7 +77,7 @@ def test_an_objective_of_weight_0_leaves_no_gradient_behind() -> None:
     batch = BATCHES["everything"]()
     torch.manual_seed(0)
     off = {"mlm": 0, "seq2seq": 0, "mrc": 0, "cmcl": {"weight": 0}}
-    module = PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate(off))
+    module = PretrainingModel(UnimoModel(TINY), ObjectivesSection.model_validate(off))
     module(batch, totals(batch))[0].backward()
     used = {name for name, parameter in module.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     assert any("region_head.feature" in name for name in used)
@@ -98,7 +98,7 @@ def test_two_micro_batches_add_up_to_the_joined_one() -> None:
     objectives = ObjectivesSection.model_validate({"cmcl": {"in_batch": 0}})  # the matrix spans one micro-batch by design
     parts = [random_batch(4, pairs=2, texts=1), random_batch(5, pairs=1, images=2, first_group=9)]
     both = join(parts)
-    module = PretrainingModel(Unimo(TINY), objectives)
+    module = PretrainingModel(UnimoModel(TINY), objectives)
     whole = module(both, totals(both))[1][: len(NAMES)]
     torch.testing.assert_close(sum(module(part, totals(both))[1][: len(NAMES)] for part in parts), whole, atol=1e-5, rtol=1e-5)
 
@@ -115,7 +115,7 @@ def test_biases_norms_and_temperature_have_no_weight_decay_and_nothing_is_left_o
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
 def test_initial_values_have_the_size_s_deviation(size: str) -> None:
     section = ModelSection.model_validate({"size": size, "layers": 1, "vocabulary_size": 500})
-    weight = Unimo(section).transformer.layers[0].expand.weight.detach()
+    weight = UnimoModel(section).transformer.layers[0].expand.weight.detach()
     assert float(weight.std()) == pytest.approx(0.88 * section.initializer_range, rel=0.02)  # of a normal cut at two deviations
     assert float(weight.abs().max()) <= 2 * section.initializer_range
 

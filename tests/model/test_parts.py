@@ -15,7 +15,7 @@ from unimo_ds.config import SIZES, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import PackedText, Sequence
 from unimo_ds.model.heads import Temperature
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.tokenizer import CLS
 
 SHAPES: list[dict[str, object]] = [
@@ -73,7 +73,7 @@ def test_every_weight_starts_with_the_size_s_deviation_and_biases_at_0(size: str
     section = ModelSection.model_validate({"size": size, "layers": 1, "vocabulary_size": 3000, "region_classes": 400})
     assert section.hidden_size == SIZES[size]["hidden_size"] and section.initializer_range == SIZES[size]["initializer_range"]
     checked = 0
-    unimo = Unimo(section)
+    unimo = UnimoModel(section)
     for name, part in unimo.named_modules():
         if isinstance(part, nn.LayerNorm):
             assert part.eps == 1e-5 and (part.weight == 1).all() and not part.bias.any(), name
@@ -129,7 +129,7 @@ def test_a_bf16_temperature_is_computed_in_float32() -> None:
 
 
 def test_dropout_works_in_training_only() -> None:
-    unimo = Unimo(TINY.model_copy(update={"dropout": 0.3, "attention_dropout": 0.3}))
+    unimo = UnimoModel(TINY.model_copy(update={"dropout": 0.3, "attention_dropout": 0.3}))
     batch = random_batch(0, pairs=1, texts=1)
     first, second = unimo(batch), unimo(batch)
     assert not torch.equal(first.language_losses_M, second.language_losses_M)
@@ -140,8 +140,8 @@ def test_dropout_works_in_training_only() -> None:
 
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout"])
 def test_each_dropout_rate_is_used(rate: str) -> None:
-    batch, plain = random_batch(0, pairs=1), Unimo(TINY)
-    unimo = Unimo(TINY.model_copy(update={rate: 0.3}))
+    batch, plain = random_batch(0, pairs=1), UnimoModel(TINY)
+    unimo = UnimoModel(TINY.model_copy(update={rate: 0.3}))
     unimo.load_state_dict(plain.state_dict())
     assert not torch.equal(unimo(batch).language_losses_M, plain(batch).language_losses_M)
 
@@ -170,7 +170,7 @@ def sentences_batch(written: list[list[int]]) -> Batch:
     return packer.build()
 
 
-def probabilities(unimo: Unimo, words: list[int], number: int) -> Tensor:
+def probabilities(unimo: UnimoModel, words: list[int], number: int) -> Tensor:
     """The next word's scores of sentence `number` when the others are empty."""
     written = [[] for _ in range(number)] + [words]
     return unimo(sentences_batch(written), want_logits=True).language_logits_MV[number].detach()
@@ -182,7 +182,7 @@ def test_the_view_of_generation_is_that_of_training() -> None:
     image, shown = packer.add_image(random_regions(rng, 3))
     text = view_maker().generated_text(np.array([7, 8, 9]))
     packer.add(Sequence(image=image, regions=shown, text=text, causal=True, target=Target.SEQ2SEQ))
-    unimo = Unimo(TINY).eval()
+    unimo = UnimoModel(TINY).eval()
     trained = unimo(packer.build(), want_logits=True).language_logits_MV
     for place in range(4):
         torch.testing.assert_close(trained[place], probabilities(unimo, [7, 8, 9][:place], 0), atol=1e-5, rtol=1e-5)

@@ -14,14 +14,14 @@ from tests.helpers import TINY, random_batch
 from tests.numerics.test_whole_model import Weights, embed, encode, gelu, layer_norm, linear, matching_logits, reference_losses
 from unimo_ds.batch import Batch, Target
 from unimo_ds.config import ObjectivesSection
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 
 
 def stirred(seed: int = 0) -> PretrainingModel:
     """Biases and norms away from 0 and 1, so that a forgotten one shows."""
     torch.manual_seed(seed)
-    model = PretrainingModel(Unimo(TINY), ObjectivesSection(matching=1.0))
+    model = PretrainingModel(UnimoModel(TINY), ObjectivesSection(matching=1.0))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -11,7 +11,7 @@ from tests.helpers import TINY, random_batch
 from tests.kernels.interpreter import INTERPRETED
 from unimo_ds.config import ObjectivesSection
 from unimo_ds.kernels import attention, contrastive, launch_triton, linear_cross_entropy, linear_cross_entropy_triton
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.pretraining import PretrainingModel, Totals
 
 pytestmark = pytest.mark.long
@@ -45,7 +45,7 @@ def cuda_implementations() -> Iterator[list[str]]:
 
 def loss_and_gradients() -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
-    model = PretrainingModel(Unimo(MODEL), ObjectivesSection())
+    model = PretrainingModel(UnimoModel(MODEL), ObjectivesSection())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

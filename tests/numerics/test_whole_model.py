@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.helpers import TINY, random_batch
 from unimo_ds.batch import Batch, Kind, Target
 from unimo_ds.config import ObjectivesSection
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals
 
 Weights = dict[str, Tensor]
@@ -199,7 +199,7 @@ def reference_losses(batch: Batch, weights: Weights, totals: Totals, form: str =
 def compare(make: Callable[[], Batch], form: str = "each") -> None:
     torch.manual_seed(0)
     batch = make()
-    model = PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate({"matching": 1.0, "cmcl": {"positives": form}}))
+    model = PretrainingModel(UnimoModel(TINY), ObjectivesSection.model_validate({"matching": 1.0, "cmcl": {"positives": form}}))
     with torch.no_grad():  # biases and norms away from 0 and 1, so that a forgotten one shows
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -11,7 +11,7 @@ from tests.distributed.joining import join
 from tests.helpers import TINY, random_batch
 from unimo_ds.batch import Batch, Counts, Kind, Target
 from unimo_ds.config import CmclSection, ObjectivesSection
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 from unimo_ds.objectives.language import language_losses
 from unimo_ds.objectives.matching import matching_loss
@@ -32,7 +32,7 @@ def totals(*batches: Batch) -> Totals:
 
 def model(objectives: dict[str, Any] | None = None) -> PretrainingModel:
     torch.manual_seed(0)
-    return PretrainingModel(Unimo(TINY), ObjectivesSection.model_validate({"matching": 1, **(objectives or {})}))
+    return PretrainingModel(UnimoModel(TINY), ObjectivesSection.model_validate({"matching": 1, **(objectives or {})}))
 
 
 def shares_of(module: PretrainingModel, batch: Batch, denominators: Totals) -> tuple[Tensor, Tensor]:

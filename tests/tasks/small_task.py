@@ -17,7 +17,7 @@ from tests.helpers import random_regions
 from tests.life.small_run import DETECTOR, ROOT
 from unimo_ds.config import ModelSection
 from unimo_ds.data.store import RegionStoreWriter, finish_store
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tokenizer import Tokenizer, train_tokenizer
 
 NOUNS = ("cup", "ball", "tree", "house")
@@ -221,6 +221,6 @@ def _write_checkpoint(folder: Path, tokenizer: Path) -> None:
     facts = {"vocabulary_size": Tokenizer(tokenizer).size, "feature_width": DETECTOR["feature_width"], "region_classes": 20}
     model = ModelSection.model_validate({**shape, **facts})
     torch.manual_seed(0)
-    save_file(Unimo(model).state_dict(), folder / "model.safetensors")
+    save_file(UnimoModel(model).state_dict(), folder / "model.safetensors")
     state = {"step": 1, "model": model.model_dump(mode="json"), "detector": DETECTOR}
     (folder / "state.json").write_text(json.dumps(state))

@@ -15,8 +15,8 @@ from tests.numerics.test_outputs import sequences
 from tests.numerics.test_whole_model import Weights, gelu, layer_norm, linear
 from unimo_ds.config import CaptioningSection, ModelSection, SentencesSection, WritingSection
 from unimo_ds.data.packing import Packer
-from unimo_ds.finetune import build_model
 from unimo_ds.model.task_heads import EntailmentHead
+from unimo_ds.opening import build_model
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.entailment import Entailment
 from unimo_ds.tasks.sentences import Sentences

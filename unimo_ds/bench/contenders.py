@@ -23,7 +23,7 @@ from unimo_ds.bench import workload as work
 from unimo_ds.bench.threads import DTYPES
 from unimo_ds.config import ModelSection, ObjectivesSection, TrainingSection
 from unimo_ds.kernels.linear import matrix_product as fast_matrix_product
-from unimo_ds.model.unimo import Unimo, parameter_groups
+from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.objectives.pretraining import PretrainingModel, Totals
 
 Step = Callable[[], object]
@@ -59,7 +59,7 @@ def _totals(batch: Batch) -> Totals:
 def ours(size: str, precision: str, load: work.Workload) -> Step:
     """unimo_ds, the packed batch, without an engine."""
     batch = work.packed(load)
-    model = PretrainingModel(Unimo(shape(size)), OBJECTIVES).to(DTYPES[precision])
+    model = PretrainingModel(UnimoModel(shape(size)), OBJECTIVES).to(DTYPES[precision])
     return _trained(model, lambda: model(batch, _totals(batch))[0])
 
 
@@ -72,7 +72,9 @@ def engine(size: str, precision: str, load: work.Workload) -> Step:
     config = Path(__file__).parents[2] / "ds_configs/cpu.json"
     training = TrainingSection.model_validate({"steps": 1000, "precision": precision, "deepspeed": config})
     batch = work.packed(load)
-    wrapped = Engine(lambda: PretrainingModel(Unimo(shape(size)), OBJECTIVES), lambda m: parameter_groups(m, 0.01), training)
+    wrapped = Engine(
+        lambda: PretrainingModel(UnimoModel(shape(size)), OBJECTIVES), lambda m: parameter_groups(m, 0.01), training
+    )
     return lambda: wrapped.step(0, [batch], _totals(batch))
 
 

@@ -22,7 +22,7 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.progress import track
 from unimo_ds.tokenizer import CLS, SEP
 
@@ -59,7 +59,7 @@ def _row(size: str, precision: str, rounds: int, images: int, tokens: int) -> di
 
 def ours(size: str, dtype: torch.dtype, images: int, tokens: int) -> Write:
     """Our model, from region features to captions of `tokens` ids."""
-    unimo, prefix = Unimo(shape(size)).to(dtype).eval(), _images(images)
+    unimo, prefix = UnimoModel(shape(size)).to(dtype).eval(), _images(images)
     decoding = Decoding(BEAMS, longest=tokens, shortest=tokens)
     return lambda: [text.ids for text in generate(unimo, prefix, decoding, CLS, SEP)]
 

@@ -20,7 +20,7 @@ from unimo_ds.bench.contenders import hugging_face_shape, shape
 from unimo_ds.bench.threads import DTYPES, one_thread, processor_seconds
 from unimo_ds.config import RetrievalSection
 from unimo_ds.data.packing import Packer
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.progress import track
 from unimo_ds.regions import Regions
 from unimo_ds.tasks.retrieval import Retrieval
@@ -86,7 +86,7 @@ def ours(size: str, dtype: torch.dtype, load: work.Workload) -> Score:
     files = {"path": "none", "regions": "none"}
     section = RetrievalSection.model_validate({"family": "retrieval", "train": files, "dev": {"dev": files}})
     task, store = Retrieval(section, work.WordTokenizer()), _Store(load)  # type: ignore[arg-type]
-    unimo = Unimo(shape(size))
+    unimo = UnimoModel(shape(size))
     unimo.keep_heads(task.heads)
     model = TaskModel(unimo, task, shape(size)).to(dtype).eval()
     examples = [Example("", ("",), str(image), store) for image in range(len(load.images))]  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from unimo_ds.config import FinetuneConfig, load_finetune_config
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.demo.life import ROOT
 from unimo_ds.demo.task_sets import write_task_sets
-from unimo_ds.engine.checkpoint import checkpoint_name
+from unimo_ds.engine.checkpoint_folder import checkpoint_name
 from unimo_ds.errors import UnimoError
-from unimo_ds.finetune import read_start
 from unimo_ds.metrics.ranking import chance_both_ways
+from unimo_ds.opening import read_start
 from unimo_ds.processes import cores, is_finished, run_to_end
 from unimo_ds.progress import Progress
 from unimo_ds.tasks.families import files_of, make_task

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimo_ds.engine.checkpoint import checkpoint_name, damage_of
+from unimo_ds.engine.checkpoint_folder import checkpoint_name, damage_of
 from unimo_ds.errors import CheckpointError, UnimoError
 from unimo_ds.explain.page import render_page
 from unimo_ds.explain.run import OpenedRun, open_run

@@ -11,9 +11,9 @@ import torch
 from unimo_ds import distributed
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import CmclSection, ModelSection
-from unimo_ds.engine.checkpoint import checkpoint_name, damage_of, read_model_weights, read_state
+from unimo_ds.engine.checkpoint_folder import checkpoint_name, damage_of, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 
 
@@ -55,7 +55,7 @@ class Scorer:
         state = read_state(checkpoint)
         self.step, self.detector = int(state["step"]), dict(state["detector"])
         with torch.device("meta"):  # no initial values: they would be replaced
-            self._unimo = Unimo(ModelSection.model_validate(state["model"]))
+            self._unimo = UnimoModel(ModelSection.model_validate(state["model"]))
         try:
             self._unimo.load_state_dict(read_model_weights(checkpoint), assign=True)
         except RuntimeError as error:

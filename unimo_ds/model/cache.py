@@ -24,7 +24,7 @@ from unimo_ds.kernels.linear import product_dtype
 class Cache:
     """The cache of one batch of sentences.
 
-    `encode` and then, after each `follow`, `extend` are what `Unimo.forward` takes as `attend`.
+    `encode` and then, after each `follow`, `extend` are what `UnimoModel.forward` takes as `attend`.
 
     Args:
         prefix: one sequence a sentence; generation goes on where it ends.

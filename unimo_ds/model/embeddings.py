@@ -37,7 +37,7 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.word = Embedding(model.vocabulary_size, model)
         self.position = Embedding(model.max_positions, model)
-        self.voice: VoiceEmbedding | None = None  # of dialogues only (`Unimo.add_voices`)
+        self.voice: VoiceEmbedding | None = None  # of dialogues only (`UnimoModel.add_voices`)
         self.norm = layer_norm(model)
         self.dropout = Dropout(model.dropout)
 

@@ -1,8 +1,8 @@
 """Text from images, from texts, or from both: greedy and beam search over a prefix that is encoded once.
 
 The prefix is a packed batch like any other; its pass keeps every layer's keys and values (`cache.Cache`). A step is a packed
-batch of one new row a hypothesis, and attends to them. Both are whole passes through `Unimo`, so that all ranks call the same
-modules in the same order, whatever they hold; and all ranks make the same number of them.
+batch of one new row a hypothesis, and attends to them. Both are whole passes through `UnimoModel`, so that all ranks call the
+same modules in the same order, whatever they hold; and all ranks make the same number of them.
 
 Shape suffixes: see `unimo_ds.batch`; N hypotheses of all sentences, V vocabulary.
 """
@@ -17,14 +17,14 @@ from unimo_ds import distributed
 from unimo_ds.batch import FIRST_POSITION, Batch
 from unimo_ds.model.beams import Beams, Decoding, Generated
 from unimo_ds.model.cache import Cache
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 
 _STEPS_BETWEEN_QUESTIONS = 4  # to the other ranks, whether all sentences are finished
 
 
 @torch.no_grad()
 def generate(
-    unimo: Unimo,
+    unimo: UnimoModel,
     prefix: Batch,
     decoding: Decoding,
     start: int,

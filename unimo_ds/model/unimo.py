@@ -44,7 +44,7 @@ class Outputs(NamedTuple):
     temperature: Tensor
 
 
-class Unimo(nn.Module):
+class UnimoModel(nn.Module):
     """The model.
 
     Args:

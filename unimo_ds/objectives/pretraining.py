@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unimo_ds import distributed
 from unimo_ds.batch import Batch
 from unimo_ds.config import ObjectivesSection
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
 from unimo_ds.objectives.language import language_losses
 from unimo_ds.objectives.matching import matching_loss
@@ -41,7 +41,7 @@ class PretrainingModel(nn.Module):
         objectives: the weights.
     """
 
-    def __init__(self, unimo: Unimo, objectives: ObjectivesSection) -> None:
+    def __init__(self, unimo: UnimoModel, objectives: ObjectivesSection) -> None:
         super().__init__()
         self.unimo = unimo
         self._objectives = objectives

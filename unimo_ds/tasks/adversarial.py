@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unimo_ds.batch import Batch
 from unimo_ds.config import AdversarialSection
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.perturbation import VIEWS, Perturbation
 from unimo_ds.tasks.task import Task, TaskBatch
 
@@ -28,7 +28,7 @@ class AdversarialTask(Task[F]):
 
     @abstractmethod
     def scored(
-        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+        self, unimo: UnimoModel, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What each output costs, and the scores of its classes: float32 [N] and [N, C].
 
@@ -36,14 +36,14 @@ class AdversarialTask(Task[F]):
             unimo, head: the model.
             batch: a stream.
             targets: of its examples.
-            perturbation_WD: as `Unimo.forward` takes it.
+            perturbation_WD: as `UnimoModel.forward` takes it.
         """
 
     @property
     def views(self) -> int:
         return 1 if self.adversarial is None else VIEWS
 
-    def cost(self, unimo: Unimo, head: nn.Module, batch: TaskBatch) -> Tensor:
+    def cost(self, unimo: UnimoModel, head: nn.Module, batch: TaskBatch) -> Tensor:
         """Of one round: the costs of all views by the number of rounds, and the divergences, which are not divided by it."""
         if batch.perturbation is None:
             return super().cost(unimo, head, batch)

@@ -17,7 +17,7 @@ from unimo_ds.errors import DataError
 from unimo_ds.files import text_of
 from unimo_ds.metrics.classification import accuracy
 from unimo_ds.model.task_heads import EntailmentHead
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.adversarial import AdversarialTask
 from unimo_ds.tasks.classification import Classes, add_pair
 from unimo_ds.tasks.files import lines, opening
@@ -70,7 +70,7 @@ class Entailment(AdversarialTask[EntailmentFiles]):
     def targets(self, examples: Sequence[Example]) -> Tensor:
         return self._classes.targets(examples)
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
+    def output(self, unimo: UnimoModel, head: nn.Module, batch: Batch, perturbation_WD: Tensor | None = None) -> Tensor:
         image_BD, text_BD = unimo.pooled(batch, perturbation_WD)
         scores_BC: Tensor = head(text_BD + image_BD)
         return scores_BC
@@ -79,7 +79,7 @@ class Entailment(AdversarialTask[EntailmentFiles]):
         return self._classes.losses(output, targets)
 
     def scored(
-        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+        self, unimo: UnimoModel, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
     ) -> tuple[Tensor, Tensor]:
         scores_BC = self.output(unimo, head, batch, perturbation_WD)
         return self.losses(scores_BC, targets), scores_BC

@@ -26,7 +26,7 @@ from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
 from unimo_ds.metrics.ranking import recall_both_ways
 from unimo_ds.model.task_heads import ScoreHead
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.captions import captioned
 from unimo_ds.tasks.classification import add_pair
 from unimo_ds.tasks.task import Example, Judged, Pairing, Task, Tokens, Vectors
@@ -84,7 +84,7 @@ class Retrieval(Task[CaptionFiles]):
     def targets(self, examples: Sequence[Example]) -> Tensor:
         return torch.zeros(0)
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+    def output(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Tensor:
         image_SD, text_SD = unimo.pooled(batch)
         scores_S: Tensor = head(text_SD * image_SD)
         return scores_S

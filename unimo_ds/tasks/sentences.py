@@ -19,7 +19,7 @@ from unimo_ds.data.prepared import Rejects
 from unimo_ds.errors import DataError
 from unimo_ds.metrics.classification import accuracy, matthews_correlation, pearson_correlation, spearman_correlation
 from unimo_ds.model.task_heads import SentenceHead
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.classification import Classes, add_text
 from unimo_ds.tasks.files import lines
 from unimo_ds.tasks.task import Example, Judged, Task, Tokens
@@ -81,7 +81,7 @@ class Sentences(Task[SentenceFiles]):
             return self._classes.targets(examples)
         return torch.tensor([example.label or 0.0 for example in examples], dtype=torch.float32)
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+    def output(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Tensor:
         _, text_BD = unimo.pooled(batch)
         scores_BC: Tensor = head(text_BD)
         return scores_BC

@@ -23,7 +23,7 @@ from unimo_ds.data.packing import Floats, Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.sequences import Ints
 from unimo_ds.data.store import RegionStore
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.perturbation import Perturbation
 
 F = TypeVar("F")
@@ -129,7 +129,7 @@ class Task(ABC, Generic[F]):
     """A family of tasks with the settings of one; F is what a set's files are called by in the configuration.
 
     Attributes:
-        heads: the heads of `Unimo` that it reads; the others are left out.
+        heads: the heads of `UnimoModel` that it reads; the others are left out.
         chosen_by: name of the number, among those of `score`, by which the best checkpoint is chosen.
         ending: of the files that `predictions` are written to.
         voices: whether its texts are dialogues, whose roles and turns are embedded as well.
@@ -190,14 +190,14 @@ class Task(ABC, Generic[F]):
         """What is to be predicted beside the words of the stream, first axis B."""
 
     @abstractmethod
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+    def output(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Tensor:
         """What the model says of a stream that it is taught, float32; first axis B, or each word that is to be predicted."""
 
     @abstractmethod
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """What each of the outputs costs, float32."""
 
-    def cost(self, unimo: Unimo, head: nn.Module, batch: TaskBatch) -> Tensor:
+    def cost(self, unimo: UnimoModel, head: nn.Module, batch: TaskBatch) -> Tensor:
         """What the outputs of a stream cost together, a float32 scalar."""
         return self.losses(self.output(unimo, head, batch.batch), batch.targets).sum()
 
@@ -205,7 +205,7 @@ class Task(ABC, Generic[F]):
         """The pairings that are answered to evaluate a set, [N, 2]: by default every example's own image and texts."""
         return np.arange(len(examples)).repeat(2).reshape(-1, 2)
 
-    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Iterable[Any]:
+    def answers(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Iterable[Any]:
         """The answer to each sequence of a stream; every rank must call it as often."""
         found: Floats = self.output(unimo, head, batch).cpu().numpy()
         return found
@@ -240,7 +240,7 @@ class TaskModel(nn.Module):
         model: the shape.
     """
 
-    def __init__(self, unimo: Unimo, task: Task[Any], model: ModelSection) -> None:
+    def __init__(self, unimo: UnimoModel, task: Task[Any], model: ModelSection) -> None:
         super().__init__()
         self.unimo = unimo
         self.head = task.build_head(model)

@@ -26,7 +26,7 @@ from unimo_ds.errors import DataError
 from unimo_ds.files import read_json, text_of
 from unimo_ds.metrics.answers import normalize_vqa_answer, vqa_accuracy, vqa_soft_targets
 from unimo_ds.model.task_heads import AnswerHead
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.classification import add_pair
 from unimo_ds.tasks.files import number_or_name
 from unimo_ds.tasks.task import Example, Judged, Task, Tokens
@@ -84,12 +84,12 @@ class Vqa(Task[VqaFiles]):
                     targets_BC[row, self._numbers[answer]] = score
         return targets_BC
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+    def output(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Tensor:
         image_BD, text_BD = unimo.pooled(batch)
         scores_BC: Tensor = head(text_BD * image_BD)
         return scores_BC
 
-    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Iterable[Any]:
+    def answers(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Iterable[Any]:
         """The likeliest answers to each question with their probabilities, float32 [B, 2, K], the best first.
 
         A set has hundreds of thousands of questions: the scores of thousands of answers to each would fill the memory.

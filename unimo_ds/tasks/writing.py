@@ -35,7 +35,7 @@ from unimo_ds.metrics.ptb import tokenize
 from unimo_ds.metrics.summaries import rouge
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
-from unimo_ds.model.unimo import Unimo
+from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.adversarial import AdversarialTask
 from unimo_ds.tasks.captions import captioned
 from unimo_ds.tasks.classification import joined, show_image
@@ -95,14 +95,14 @@ class Writing(Task[F]):
     def targets(self, examples: Sequence[Example]) -> Tensor:
         return torch.zeros(0)
 
-    def output(self, unimo: Unimo, head: nn.Module, batch: Batch) -> Tensor:
+    def output(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> Tensor:
         losses_M: Tensor = unimo(batch, smoothing=self._smoothing).language_losses_M
         return losses_M
 
     def losses(self, output: Tensor, targets: Tensor) -> Tensor:
         return output
 
-    def answers(self, unimo: Unimo, head: nn.Module, batch: Batch) -> list[Any]:
+    def answers(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> list[Any]:
         found = generate(unimo, batch, self._decoding, CLS, SEP, self._forbidden, self._starts_word_V)
         return [self._tokenizer.decode(each.ids) for each in found]
 
@@ -123,7 +123,7 @@ class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
         self.adversarial = section.adversarial
 
     def scored(
-        self, unimo: Unimo, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
+        self, unimo: UnimoModel, head: nn.Module, batch: Batch, targets: Tensor, perturbation_WD: Tensor
     ) -> tuple[Tensor, Tensor]:
         outputs = unimo(batch, want_logits=True, smoothing=self._smoothing, perturbation_WD=perturbation_WD)
         return outputs.language_losses_M, outputs.language_logits_MV
