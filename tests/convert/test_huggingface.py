@@ -34,6 +34,7 @@ from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.opening import build_model, head_facts
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.families import make_task
+from unimo_ds.tasks.task import Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer, train_tokenizer
 
 TEXTS = ["two dogs run on a wide beach", "a red cup", "the <odd> naïve café, 12 of them!"]
@@ -94,12 +95,15 @@ def pretrained(folder: Path) -> Made:
     return Made(folder / "pretrained", folder / "pretrained_hf", unimo, None, None)
 
 
+SEARCH = {"beams": 2, "longest": 6, "shortest": 6, "length_penalty": 0.0}
 SECTIONS: dict[str, dict[str, Any]] = {
     "sentences": {"labels": ["no", "yes", "perhaps"], "metric": "accuracy"},
     "entailment": {},
     "vqa": {},
     "retrieval": {"negatives": 1},
-    "captioning": {"decoding": {"beams": 2, "longest": 6, "shortest": 6, "length_penalty": 0.0}},
+    "captioning": {"decoding": SEARCH, "object_tags": {"threshold": 0.1}},
+    "writing": {"decoding": SEARCH, "metric": "rouge"},
+    "dialogue": {"decoding": SEARCH},
 }
 FILES: dict[str, Any] = {
     "sentences": {"path": "x"},
@@ -107,6 +111,8 @@ FILES: dict[str, Any] = {
     "vqa": {"questions": "x", "regions": "x"},
     "retrieval": {"path": "x", "regions": "x"},
     "captioning": {"path": "x", "regions": "x"},
+    "writing": {"path": "x"},
+    "dialogue": {"path": "x"},
 }
 
 
@@ -163,7 +169,9 @@ JOBS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any] | None]] = {
     },
     "sentences": ("sentences", "AutoModelForSequenceClassification", {**WORDS, "text_pair": PAIRED}, None),
     **{name: (name, "AutoModelForSequenceClassification", BOTH, None) for name in ("entailment", "vqa", "retrieval")},
-    "by default": ("captioning", "AutoModelForSeq2SeqLM", IMAGES, {}),
+    "tagged": ("captioning", "AutoModelForSeq2SeqLM", {**IMAGES, "tags": ["dogs beach", "cup", "run"]}, {}),
+    "written": ("writing", "AutoModelForSeq2SeqLM", WORDS, {}),
+    "said": ("dialogue", "AutoModelForSeq2SeqLM", {"story": TEXTS[0], "utterances": PAIRED}, {}),
 }
 
 
@@ -206,7 +214,9 @@ def packed(folder: Path, images: bool, texts: bool, pairs: bool = False, member:
 
 def rows_of(batch: Any, shown: list[int]) -> Iterator[tuple[int, int, int]]:
     """Where each sequence begins, its text begins, and it ends, in the stream."""
-    for number, (start, end) in enumerate(zip(batch.cu_seqlens_S1[:-1].tolist(), batch.cu_seqlens_S1[1:].tolist(), strict=True)):
+    for number, (start, end) in enumerate(
+        zip(batch.cu_seqlens_S1[:-1].tolist(), batch.cu_seqlens_S1[1:].tolist(), strict=True)
+    ):
         yield start, start + shown[number], end
 
 
@@ -261,9 +271,7 @@ def test_heads_of_pretraining(folder: Path, made: dict[str, Made], theirs: dict[
 
 
 @pytest.mark.parametrize("family", ["sentences", "entailment", "vqa", "retrieval"])
-def test_heads_of_fine_tuned_models(
-    family: str, folder: Path, made: dict[str, Made], theirs: dict[str, np.ndarray]
-) -> None:
+def test_heads_of_fine_tuned_models(family: str, folder: Path, made: dict[str, Made], theirs: dict[str, np.ndarray]) -> None:
     one, images = made[family], family != "sentences"
     wanted = one.task.output(one.unimo, one.head, packed(folder, images, True, pairs=not images))
     near(theirs[f"{family}/logits"], wanted.view(len(TEXTS), -1))
@@ -286,7 +294,9 @@ def test_taught_words(folder: Path, made: dict[str, Made], theirs: dict[str, np.
 
 
 @pytest.mark.parametrize("what", ["images", "texts", "both"])
-def test_generation_is_ours_token_by_token(what: str, folder: Path, made: dict[str, Made], theirs: dict[str, np.ndarray]) -> None:
+def test_generation_is_ours_token_by_token(
+    what: str, folder: Path, made: dict[str, Made], theirs: dict[str, np.ndarray]
+) -> None:
     """Greedy search with ends; and beams where no text ends, for there alone the two have the same rules."""
     batch, unimo = packed(folder, what != "texts", what != "images", member=False), made["pretrained"].unimo
     forbidden = [*FORBIDDEN, Tokenizer(folder / "tokenizer").mask]
@@ -300,12 +310,26 @@ def test_generation_is_ours_token_by_token(what: str, folder: Path, made: dict[s
             np.testing.assert_allclose(scores, [text.log_probability for text in ours], atol=1e-4)
 
 
-def test_generation_by_default_is_the_task_s(folder: Path, made: dict[str, Made], theirs: dict[str, np.ndarray]) -> None:
-    one = made["captioning"]
-    batch = packed(folder, True, False, member=False)
-    assert one.task.answers(one.unimo, one.head, batch) == [
-        one.task._tokenizer.decode(words) for words in theirs["by default/sequences"].tolist()
-    ]
+@pytest.mark.parametrize(
+    ("name", "family", "texts"),
+    [
+        ("tagged", "captioning", [("dogs beach",), ("cup",), ("run",)]),
+        ("written", "writing", [(text,) for text in TEXTS]),
+        ("said", "dialogue", [(TEXTS[0], *PAIRED)]),
+    ],
+)
+def test_generation_by_default_is_the_task_s(
+    name: str, family: str, texts: list[tuple[str, ...]], folder: Path, made: dict[str, Made], theirs: dict[str, np.ndarray]
+) -> None:
+    """With object tags, of texts, and of a dialogue with its roles and turns: by the task's own layout and settings."""
+    one, tokenizer = made[family], Tokenizer(folder / "tokenizer")
+    packer, rng = Packer(TINY.feature_width, 6), np.random.default_rng(0)
+    for count, each in zip(COUNTS, texts, strict=False):
+        image, shown = packer.add_image(random_regions(rng, count)) if family == "captioning" else (None, 0)
+        source = one.task.source(Tokens([np.array(ids) for ids in tokenizer.encode(list(each))], None, 40))
+        packer.add(Sequence(image=image, regions=shown, text=source))
+    ours = one.task.answers(one.unimo, one.head, packer.build())
+    assert ours == [tokenizer.decode(words) for words in theirs[f"{name}/sequences"].tolist()]
 
 
 @pytest.mark.parametrize("name", ["pretrained", *SECTIONS])
@@ -365,5 +389,5 @@ def test_a_damaged_checkpoint_is_not_exported(made: dict[str, Made], tmp_path: P
     copy = tmp_path / "copy"
     shutil.copytree(made["pretrained"].checkpoint, copy)
     (copy / "tokenizer" / "merges.txt").write_text("")
-    with pytest.raises(CheckpointError, match="merges.txt has 0 bytes"):
+    with pytest.raises(CheckpointError, match=r"merges\.txt has 0 bytes"):
         export_huggingface(copy, tmp_path / "out")

@@ -23,6 +23,7 @@ from unimo_ds.convert.model_card import model_card
 from unimo_ds.engine.checkpoint_folder import Extras, fresh, write_checkpoint
 from unimo_ds.errors import CheckpointError
 from unimo_ds.model.embeddings import ROLES, TURNS
+from unimo_ds.model.layers import EPSILON
 from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tokenizer import CLS, PAD, SEP, UNK, Tokenizer
 
@@ -74,6 +75,7 @@ def write_exported(exported: Exported, out: Path) -> None:
     fresh(temporary)
     weights = {_exported_name(name): value for name, value in exported.weights.items()}
     save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "model.safetensors").chmod(0o644)  # safetensors makes its files private, and this one is to be shared
     for name in _FILES:
         shutil.copyfile(_CODE / name, temporary / name)
     config = _config(exported)
@@ -104,7 +106,6 @@ def _config(exported: Exported) -> dict[str, Any]:
     parts = [part for part in _PARTS if any(name.startswith(f"{part}.") for name in exported.weights)]
     head = exported.state.get("task", {}).get("family") if any(name.startswith("head.") for name in exported.weights) else None
     classes = _classes(parts, head)
-    task = {"id2label": dict(enumerate(exported.labels)), "label2id": {name: n for n, name in enumerate(exported.labels)}}
     config: dict[str, Any] = UnimoConfig(
         vocab_size=model.vocabulary_size,
         hidden_size=model.hidden_size,
@@ -113,20 +114,26 @@ def _config(exported: Exported) -> dict[str, Any]:
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=model.attention_dropout,
         max_position_embeddings=model.max_positions,
+        layer_norm_eps=EPSILON,
         initializer_range=model.initializer_range,
         feature_width=model.feature_width,
         region_classes=model.region_classes,
         parts=parts,
         head=head,
         voices=(ROLES, TURNS) if any(name.startswith("embedding.text.voice.") for name in exported.weights) else None,
-        architectures=[next(reversed(classes.values()))],
-        auto_map={
+    ).to_dict()
+    config |= {
+        "model_type": "unimo",
+        "architectures": [list(classes.values())[-1]],
+        "auto_map": {
             "AutoConfig": "configuration_unimo.UnimoConfig",
             **{auto: f"modeling_unimo.{name}" for auto, name in classes.items()},
         },
-        **(task if exported.labels else {}),
-    ).to_dict()
-    return {**config, "model_type": "unimo"}
+    }
+    if exported.labels:
+        config["id2label"] = {str(number): name for number, name in enumerate(exported.labels)}
+        config["label2id"] = {name: number for number, name in enumerate(exported.labels)}
+    return config
 
 
 def _classes(parts: Sequence[str], head: str | None) -> dict[str, str]:
@@ -243,6 +250,8 @@ def import_exported(folder: Path, out: Path) -> None:
     missing = [name for name in shapes if name.split(".")[0] in present and name not in found]
     wrong = [name for name, value in found.items() if shapes.get(name) != value.shape]
     if missing or wrong:
-        named = "; ".join(f"{what} {', '.join(names[:3])}" for what, names in (("lacks", missing), ("cannot place", wrong)) if names)
+        named = "; ".join(
+            f"{what} {', '.join(names[:3])}" for what, names in (("lacks", missing), ("cannot place", wrong)) if names
+        )
         raise CheckpointError(f"{folder}/model.safetensors: does not fit {_STATE} beside it: {named}")
     write_checkpoint(out, weights, extras)

@@ -86,6 +86,7 @@ class UnimoVoiceEmbedding(nn.Module):
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__()
+        assert config.voices is not None
         roles, turns = config.voices
         self.role = nn.Embedding(roles, config.hidden_size)
         self.turn = nn.Embedding(turns, config.hidden_size)
@@ -109,9 +110,7 @@ class UnimoTextEmbedding(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, voice_ids: Tensor | None) -> Tensor:
         summed_BWD = self.word(input_ids) + self.position(position_ids)
         if self.voice is not None:
-            summed_BWD = summed_BWD + self.voice(
-                input_ids.new_zeros(*input_ids.shape, 2) if voice_ids is None else voice_ids
-            )
+            summed_BWD = summed_BWD + self.voice(input_ids.new_zeros(*input_ids.shape, 2) if voice_ids is None else voice_ids)
         embedded_BWD: Tensor = self.dropout(self.norm(summed_BWD))
         return embedded_BWD
 
@@ -267,7 +266,7 @@ class UnimoModel(UnimoPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.text.word
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embedding.text.word = value
 
     def forward(
@@ -434,8 +433,8 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, GenerationMixin):  # t
         """The scores of each generated word's successor, [B, N, V].
 
         Args:
-            input_ids, attention_mask, region_features, region_locations, region_attention_mask, position_ids, voice_ids: what is
-                before the generated part, as in `UnimoModel.forward`.
+            input_ids, attention_mask, region_features, region_locations, region_attention_mask, position_ids, voice_ids: what
+                is before the generated part, as in `UnimoModel.forward`.
             decoder_input_ids: the generated part, [B, N], [CLS] first; by default `labels` moved by one.
             labels: the word after each, -100 where nothing is asked.
             encoder_outputs: of `get_encoder()`; then of the first arguments only the masks are read.
@@ -446,7 +445,9 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, GenerationMixin):  # t
             if labels is None:
                 raise ValueError("neither decoder_input_ids nor labels: to write a text call generate()")
             start_B1 = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
-            decoder_input_ids = torch.cat([start_B1, labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.config.pad_token_id)], 1)
+            decoder_input_ids = torch.cat(
+                [start_B1, labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.config.pad_token_id)], 1
+            )
         prefix = encoder_outputs
         if prefix is None:
             prefix = self.get_encoder().forward(
@@ -481,9 +482,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, GenerationMixin):  # t
         positions_1N = torch.arange(before, before + new, device=words_BN.device)[None]
         causal_NM = torch.arange(before + new, device=words_BN.device) <= positions_1N[0][:, None]
         sequences = len(words_BN)
-        visible = torch.cat(
-            [seen_BP[:, None].expand(-1, new, -1), causal_NM[None].expand(sequences, -1, -1)], dim=2
-        )[:, None]
+        visible = torch.cat([seen_BP[:, None].expand(-1, new, -1), causal_NM[None].expand(sequences, -1, -1)], dim=2)[:, None]
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             if own is not None:
@@ -554,16 +553,23 @@ class UnimoForPreTraining(UnimoPreTrainedModel):
     def forward(self, return_dict: bool | None = None, **inputs: Any) -> UnimoForPreTrainingOutput | tuple[Tensor, ...]:
         """What each head says of the rows that it reads; `inputs` as of `UnimoModel.forward`."""
         encoded = self.unimo(**inputs)
+        image_BID, text_BWD = encoded.image_hidden_state, encoded.text_hidden_state
+        logits_BWV = features_BIF = classes_BIC = fits_B = None
+        if text_BWD is not None:
+            logits_BWV = self.language_head(text_BWD, self.unimo.embedding.text.word.weight)
+        if image_BID is not None:
+            features_BIF, classes_BIC = self.region_head.feature(image_BID), self.region_head.classes(image_BID)
+        if image_BID is not None and text_BWD is not None:
+            fits_B = self.matching_head.score(encoded.image_pooled * encoded.text_pooled).squeeze(1)
         output = UnimoForPreTrainingOutput(
-            image_embeds=encoded.image_embeds, text_embeds=encoded.text_embeds, temperature=self.temperature.value.clamp(0.001, 0.5)
+            logits=logits_BWV,
+            region_features=features_BIF,
+            region_logits=classes_BIC,
+            matching_logits=fits_B,
+            image_embeds=encoded.image_embeds,
+            text_embeds=encoded.text_embeds,
+            temperature=self.temperature.value.clamp(0.001, 0.5),
         )
-        if encoded.text_hidden_state is not None:
-            output.logits = self.language_head(encoded.text_hidden_state, self.unimo.embedding.text.word.weight)
-        if encoded.image_hidden_state is not None:
-            output.region_features = self.region_head.feature(encoded.image_hidden_state)
-            output.region_logits = self.region_head.classes(encoded.image_hidden_state)
-        if encoded.image_pooled is not None and encoded.text_pooled is not None:
-            output.matching_logits = self.matching_head.score(encoded.image_pooled * encoded.text_pooled).squeeze(1)
         return output.to_tuple() if return_dict is False else output
 
 
@@ -631,7 +637,7 @@ HEADS = {
 
 
 class UnimoForSequenceClassification(UnimoPreTrainedModel):
-    """A fine-tuned model: classes of sentences, entailment by an image, answers to questions, or how well image and text fit."""
+    """Fine-tuned: classes of sentences, entailment by an image, answers to questions, or how well image and text fit."""
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
@@ -653,7 +659,9 @@ class UnimoForSequenceClassification(UnimoPreTrainedModel):
         encoded = self.unimo(**inputs)
         read = ("text",) if self.config.head == "sentences" else ("image", "text")
         if lacking := [name for name in read if getattr(encoded, f"{name}_pooled") is None]:
-            raise ValueError(f"a model for {self.config.head} reads {' and '.join(read)}: {' and '.join(lacking)} was not given")
+            raise ValueError(
+                f"a model for {self.config.head} reads {' and '.join(read)}: {' and '.join(lacking)} was not given"
+            )
         logits_BC = self.head(encoded.image_pooled, encoded.text_pooled).float()
         output = SequenceClassifierOutput(loss=None if labels is None else self._loss(logits_BC, labels), logits=logits_BC)
         return output.to_tuple() if return_dict is False else output

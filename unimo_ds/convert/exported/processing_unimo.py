@@ -12,6 +12,9 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 Array = npt.NDArray[Any]
+_FIRST_POSITION = 2  # of a text
+_STORY = 2  # its role in a dialogue; that of answers is 0, that of questions 1
+_MOST_UTTERANCES = 15
 
 
 class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -25,6 +28,8 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
 
     attributes = ["tokenizer"]  # noqa: RUF012
     tokenizer_class = "AutoTokenizer"
+    # Asked by versions of transformers before 5.
+    valid_kwargs = ["max_regions", "max_length"]  # noqa: RUF012
 
     def __init__(self, tokenizer: Any = None, max_regions: int = 100, max_length: int = 512, **others: Any) -> None:
         self.max_regions, self.max_length = max_regions, max_length
@@ -35,6 +40,7 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         text: str | list[str] | None = None,
         text_pair: str | list[str] | None = None,
         regions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        tags: str | list[str] | None = None,
         **others: Any,
     ) -> BatchFeature:
         """Tensors for the model.
@@ -45,11 +51,17 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
             regions: of one image, or of one image a sequence: `boxes`, pixels `x1, y1, x2, y2`, [R, 4]; `features`, the
                 detector's vectors, [R, F]; `width` and `height` of the picture. They must come from the detector that the model
                 card names.
+            tags: in the place of text, the names of what was detected, the surest first, as words (`dog beach`), for a
+                captioning model that was taught with them.
             others: for the tokenizer.
 
         Raises:
             ValueError: nothing is given, the numbers of texts and images differ, or a shape is wrong.
         """
+        if tags is not None:
+            if text is not None:
+                raise ValueError("text and tags: tags stand where a text would")
+            text, others = tags, {**others, "add_special_tokens": False}
         if text is None and regions is None:
             raise ValueError("nothing is given: give text, regions, or both")
         data: dict[str, Any] = {}
@@ -64,6 +76,30 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
                 raise ValueError(f"{len(texts)} texts and {len(images)} images: give one image a text")
             data.update(self._padded([self._image(image, number) for number, image in enumerate(images)]))
         return BatchFeature(data)
+
+    def dialogue(self, story: str, utterances: Sequence[str]) -> BatchFeature:
+        """What a model of dialogues reads to say what follows the last utterance: `<s> story </s> u </s> .. u </s>`.
+
+        Every part has its own positions, a role and a turn: n utterances have the turns n to 1 and alternately the roles 1 and
+        0, so that the last one, the question, has 1. Of many utterances the last 15 are kept.
+        """
+        kept = list(utterances)[-_MOST_UTTERANCES:]
+        texts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (story, *kept)]
+        parts = [[*ids[: self.max_length - 2], self.tokenizer.sep_token_id] for ids in texts]
+        count = len(kept)
+        voices = [(_STORY, 0), *((turn % 2, turn) for turn in range(count, 0, -1))]
+        rows = [(self.tokenizer.cls_token_id, _FIRST_POSITION, count % 2, count)]
+        for part, (role, turn) in zip(parts, voices, strict=True):
+            rows += [(token, _FIRST_POSITION + 1 + place, role, turn) for place, token in enumerate(part)]
+        rows_1W4 = torch.tensor(rows)[None]
+        return BatchFeature(
+            {
+                "input_ids": rows_1W4[..., 0],
+                "attention_mask": torch.ones(1, len(rows), dtype=torch.long),
+                "position_ids": rows_1W4[..., 1],
+                "voice_ids": rows_1W4[..., 2:],
+            }
+        )
 
     def _image(self, image: Mapping[str, Any], number: int) -> tuple[Array, Array]:
         """Vectors and locations, [IMG] first; vectors have the two bytes in which stores keep them."""
