@@ -166,7 +166,7 @@ def test_all_views_of_perturbed_examples_count_in_the_budget_of_a_micro_batch(in
     files = EntailmentFiles.model_validate(inputs.entailment()["train"])
     tokenizer = Tokenizer(inputs.checkpoint / "tokenizer")
     task = Entailment(tokenizer, AdversarialSection(learning_rate=0.1))
-    examples = ExampleSet("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
+    examples = ExampleSet.read("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
     batches = TaskSteps(examples, batch_size=32, budget=300, seed=1, feature_width=24)[0].batches
     assert sum(batch.count for batch in batches) == 32 and max(3 * batch.batch.positions for batch in batches) <= 300
 
