@@ -20,6 +20,8 @@ from unimo_ds.tasks.families import files_of, make_task
 from unimo_ds.tasks.task import Task, TaskModel
 from unimo_ds.tokenizer import Tokenizer
 
+PRETRAINING = "pre-training"  # in the place of a family
+
 
 @dataclass(frozen=True)
 class Start:
@@ -29,7 +31,12 @@ class Start:
     model: ModelSection
     tokenizer: Tokenizer
     detector: dict[str, Any]
-    facts: dict[str, Any]  # of the task that it was fine-tuned for (`Task.facts`)
+    facts: dict[str, Any]  # of the task that it was fine-tuned for (`head_facts`); of pre-training none
+
+    @property
+    def family(self) -> str:
+        """Of the task that it was fine-tuned for, or else `PRETRAINING`."""
+        return str(self.facts.get("family", PRETRAINING))
 
 
 def read_start(path: Path) -> Start:

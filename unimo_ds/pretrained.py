@@ -89,7 +89,7 @@ class Unimo:
         detector: Detector | None,
     ) -> None:
         self.checkpoint, self.detector = start.checkpoint, detector
-        self._model, self._tokenizer, self._family = start.model, start.tokenizer, start.facts.get("family", "pre-training")
+        self._model, self._tokenizer, self._family = start.model, start.tokenizer, start.family
         self._unimo, self._data, self._objectives, self._tuned = unimo, data, objectives, tuned
         self._positions = start.model.max_positions - FIRST_POSITION
         self._device = next(unimo.parameters()).device
