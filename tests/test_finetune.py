@@ -105,7 +105,7 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
 def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path], tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["evaluate", str(tuned["vqa"])])
     assert shown.exit_code == 0 and "dev_accuracy" in shown.output
-    shown = CliRunner().invoke(app, ["predict", str(tuned["vqa"]), "--out", str(tmp_path)])
+    shown = CliRunner().invoke(app, ["predict", "sets", str(tuned["vqa"]), "--out", str(tmp_path)])
     assert shown.exit_code == 0 and shown.output.strip() == str(tmp_path / "dev.json")
 
 
