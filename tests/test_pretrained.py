@@ -1,5 +1,6 @@
 """`Unimo` says what the model run by hand says, whatever else is in the list; and of a photograph, what of its regions."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers import WIDTH, random_regions
-from tests.life.small_run import DETECTOR
+from tests.life.small_run import DETECTOR, ROOT
 from tests.small_models import SmallWorld, write_pretrained, write_small_world, write_tuned
 from unimo_ds import Unimo
 from unimo_ds.batch import FIRST_POSITION, Batch, Kind
@@ -294,3 +295,16 @@ print("deepspeed" in sys.modules)
     assert shown.stdout.splitlines()[-1] == "False"
     with pytest.raises(ImportError, match="cannot import name 'Uni'"):
         exec("from unimo_ds import Uni")
+
+
+def test_the_snippets_of_the_documentation_run(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    write_pretrained(tmp_path / "runs/demo/world", world.tokenizer, world.store.detector, 256)
+    (tmp_path / "data/demo/regions").mkdir(parents=True)
+    (tmp_path / "data/demo/world").symlink_to(world.folder / "world")
+    (tmp_path / "data/demo/regions/val").symlink_to(world.folder / "regions")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert len(snippets) == 4 and names["images"].vectors_ND.shape == (2, 32)
