@@ -129,6 +129,24 @@ def test_what_cannot_be_read_is_named_and_stepped_over(world: SmallWorld, tmp_pa
     assert isinstance(shown.exception, DataError) and "not one of 1 photographs can be read" in str(shown.exception)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("caption", ["a.jpg", "b.jpg"]),
+        ("vqa", ["a.jpg", "What?", "Where?"]),
+        ("entail", ["a.jpg", "A cup."]),
+        ("retrieve", ["a.jpg", "--text", "a cup", "--text", "a bell"]),
+    ],
+)
+def test_every_command_says_which_family_it_wants(world: SmallWorld, tmp_path: Path, command: str, words: list[str]) -> None:
+    files = {"path": "none"}
+    task = {"family": "dialogue", "train": files, "dev": {"dev": files}}
+    run = write_tuned(tmp_path / "run", world.tokenizer, world.store.detector, 256, task)
+    shown = CliRunner().invoke(app, ["predict", command, *words, "--model", str(run)])
+    assert isinstance(shown.exception, ConfigError)
+    assert f"is a model of dialogue; `unimo-ds predict {command}` wants one of " in str(shown.exception)
+
+
 def test_a_model_of_another_family_or_detector_is_refused(world: SmallWorld, tmp_path: Path) -> None:
     run = write_pretrained(tmp_path / "run", world.tokenizer, world.store.detector, 256)
     with pytest.raises(ConfigError, match=r"run: is a model of pre-training; `unimo-ds predict vqa` wants one of vqa"):

@@ -5,6 +5,7 @@ command; questions and sentences become a task's own `Example`s; captions and sc
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,13 +162,13 @@ class _Seen:
         """Writes each photograph with its surest regions and some lines beneath as `STEM.png`, or `STEM-2.png`."""
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
+        stems: Counter[str] = Counter()
         for (name, regions), said in zip(self.regions.items(), lines, strict=True):
             picture, _ = picture_of(regions, name, Path())
             drawn, _ = draw_surest(fit(picture, _SIDE), regions, self.store.class_names, self.store.attribute_names)
-            count = sum(Path(other).stem == Path(name).stem for other in list(self.regions)[: len(written)])
-            file = out / (Path(name).stem + (f"-{count + 1}" if count else "") + ".png")
-            write_under(drawn, said).save(file)
-            written.append(file)
+            stems[stem := Path(name).stem] += 1
+            written.append(out / (f"{stem}.png" if stems[stem] == 1 else f"{stem}-{stems[stem]}.png"))
+            write_under(drawn, said).save(written[-1])
         return written
 
 

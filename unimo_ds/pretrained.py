@@ -72,7 +72,8 @@ class Unimo:
 
     Images and texts are given as one or as a list of them; one is a list of one. What else is in a list has no influence on an
     input. A text that is longer than those the model was trained on (`data.max_text_tokens` of its run, with [CLS] and [SEP])
-    loses its end, as in training. Of an image's regions the first `data.max_regions` are shown.
+    loses its end, as in training. Of an image's regions the first `data.max_regions` are shown. Regions must be of the detector
+    that the model was trained with, which they do not tell themselves.
 
     Attributes:
         checkpoint: whose weights these are.
@@ -312,7 +313,7 @@ class Unimo:
                 "give it to from_pretrained(detector=...), or give Regions"
             )
         else:
-            (regions,) = self.detector.detect([_pixels(number, image)])  # one by one: their sizes differ, and memory is short
+            (regions,) = self.detector.detect([_pixels(number, image)])  # alone: to the last bit the same whatever the list
         if (width := regions.features_RF.shape[1]) != self._model.feature_width:
             raise DataError(f"image {number}: features of width {width}; {self.checkpoint} reads {self._model.feature_width}")
         return regions
@@ -372,6 +373,6 @@ def _pixels(number: int, image: str | Path | Image.Image | npt.NDArray[np.uint8]
         pixels_HW3 = as_rgb(image) if isinstance(image, Image.Image) else np.asarray(image)
     except ImageError as error:
         raise DataError(f"{image if isinstance(image, str | Path) else f'image {number}'}: {error}") from error
-    if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3:
+    if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or not pixels_HW3.size:
         raise DataError(f"image {number}: {pixels_HW3.dtype} {list(pixels_HW3.shape)}; wants uint8 [H, W, 3], RGB")
     return as_tensor(pixels_HW3)
