@@ -153,6 +153,20 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a checkpoint, or a run folder: its best one, or the newest")],
+    out: Annotated[Path, typer.Option(help="the new folder")],
+    form: Annotated[str, typer.Option("--format", help="huggingface: what AutoModel opens with trust_remote_code=True")],
+) -> None:
+    """Write a checkpoint in the form of another library, with code, tokenizer, processor and a model card."""
+    from unimo_ds.export import export_huggingface
+
+    if form != "huggingface":
+        raise ConfigError(f"--format {form}: only `huggingface` is allowed")
+    typer.echo(f"{out}: written, from {export_huggingface(run, out)}")
+
+
+@app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     step: Annotated[int, typer.Option(help="which step, counted from 1 as in the log")],

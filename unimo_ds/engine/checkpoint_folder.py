@@ -193,23 +193,29 @@ def damage_of(checkpoint: Path) -> str | None:
     return None
 
 
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by parameter name in the module that the engine wraps, float32.
+def read_checkpoint_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint as they stand there: by their names in the model, a task's head as `head.*`; float32.
 
     Raises:
         CheckpointError: there is no readable `model.safetensors`.
     """
     path = checkpoint / "model.safetensors"
     try:
-        return {name if name.startswith(_HEAD) else f"{PREFIX}{name}": tensor for name, tensor in load_file(path).items()}
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); expected a checkpoint folder of unimo_ds") from error
 
 
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The same by their names in the module that the engine wraps (`read_checkpoint_weights`)."""
+    found = read_checkpoint_weights(checkpoint)
+    return {name if name.startswith(_HEAD) else f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+
+
 def read_model_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of the model alone by their names in it, without a task's head (`read_weights`)."""
-    weights = read_weights(checkpoint)
-    return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
+    """The weights of the model alone by their names in it, without a task's head (`read_checkpoint_weights`)."""
+    found = read_checkpoint_weights(checkpoint)
+    return {name: tensor for name, tensor in found.items() if not name.startswith(_HEAD)}
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class Entailment(AdversarialTask[EntailmentFiles]):
         self.adversarial = adversarial
         self._tokenizer, self._classes = tokenizer, Classes(_CLASSES)
 
+    @property
+    def score_names(self) -> Sequence[str]:
+        return _CLASSES
+
     def read(self, files: EntailmentFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
         is_json = opening(files.path).startswith("{")

@@ -52,6 +52,10 @@ class Retrieval(Task[CaptionFiles]):
         self._negatives, self._margin, self._scale = section.negatives, section.margin, section.scale
         self._candidates = section.candidates
 
+    @property
+    def score_names(self) -> Sequence[str]:
+        return ("match",)
+
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store, images = RegionStore(files.regions), set()
         for number, name, captions in captioned(files, self._tokenizer, rejects):

@@ -46,6 +46,10 @@ class Sentences(Task[SentenceFiles]):
     def facts(self) -> dict[str, Any]:
         return {"labels": list(self._classes.names) if self._classes is not None else []}
 
+    @property
+    def score_names(self) -> Sequence[str]:
+        return ("score",) if self._classes is None else self._classes.names
+
     def read(self, files: SentenceFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         columns: dict[str, int] | None = None
         for number, line in lines(files.path, rejects):

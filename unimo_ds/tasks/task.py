@@ -148,6 +148,11 @@ class Task(ABC, Generic[F]):
         return {}
 
     @property
+    def score_names(self) -> Sequence[str]:
+        """What the scores of the head stand for, in their order; none: the task has no head of its own."""
+        return ()
+
+    @property
     def views(self) -> int:
         """How often an example stands in the stream while it is taught."""
         return 1

@@ -53,6 +53,10 @@ class Vqa(Task[VqaFiles]):
     def facts(self) -> dict[str, Any]:
         return {"answers": list(self._answers)}
 
+    @property
+    def score_names(self) -> Sequence[str]:
+        return self._answers
+
     def read(self, files: VqaFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store, key_of = RegionStore(files.regions), _key_of(files.images)
         answers = _answers_of(files.annotations, rejects) if files.annotations is not None else None
