@@ -10,7 +10,7 @@ Imports no DeepSpeed and starts no process group.
 Shape suffixes: N inputs, I images, X texts, D hidden width, T positions of the stream, S sequences of it, J joint encodings.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from unimo_ds import distributed
 from unimo_ds.batch import FIRST_POSITION, Batch, Kind
-from unimo_ds.config import CaptioningSection, ObjectivesSection, TaskDataSection
+from unimo_ds.config import CaptioningSection, ObjectivesSection, TagsSection, TaskDataSection
+from unimo_ds.config.reading import validate_config
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
@@ -38,8 +39,9 @@ from unimo_ds.opening import Finetuned, Start, open_finetuned, open_unimo, read_
 from unimo_ds.regions import Regions
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.dialogue import Dialogue
-from unimo_ds.tasks.object_tags import packed_tags, tags_of
+from unimo_ds.tasks.object_tags import tags_of
 from unimo_ds.tasks.retrieval import Retrieval
+from unimo_ds.tasks.task import Tokens
 from unimo_ds.tasks.writing import Captioning, Writing, write_texts
 from unimo_ds.vision.detector import Detector
 from unimo_ds.vision.detector_config import SelectionConfig
@@ -50,6 +52,7 @@ Picture = Regions | str | Path | Image.Image | npt.NDArray[np.uint8]
 """An image: its regions; or a photograph, as a file, as a PIL image, or as pixels, RGB [H, W, 3]."""
 Text = str | tuple[str, str]
 """A text, or two with one [SEP] between them."""
+_Input = tuple[Regions | None, PackedText | None]  # a sequence
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,7 @@ class Unimo:
         detector: Detector | None,
     ) -> None:
         self.checkpoint, self.detector = start.checkpoint, detector
-        self._model, self._tokenizer, self._family = start.model, start.tokenizer, start.family
-        self._unimo, self._data, self._objectives, self._tuned = unimo, data, objectives, tuned
-        self._positions = start.model.max_positions - FIRST_POSITION
+        self._start, self._unimo, self._data, self._objectives, self._tuned = start, unimo, data, objectives, tuned
         self._device = next(unimo.parameters()).device
 
     @classmethod
@@ -128,8 +129,7 @@ class Unimo:
         Raises:
             CheckpointError: the model was fine-tuned for a task that pools no texts.
         """
-        packed = self._packed(texts)
-        return self._encode("text_pooler", [len(text.ids) for text in packed], lambda packer, number: View(text=packed[number]))
+        return self._encode("text_pooler", [(None, text) for text in self._packed(texts)])
 
     def encode_image(self, images: Picture | Sequence[Picture]) -> Encoded:
         """Encodes images.
@@ -139,26 +139,16 @@ class Unimo:
             ConfigError: an image is a photograph, and there is no detector.
             DataError: a photograph cannot be read, or regions have features of another width than the model's.
         """
-        regions = self._regions(images)
-
-        def view(packer: Packer, number: int) -> View:
-            image, shown = packer.add_image(regions[number])
-            return View(image=image, regions=shown)
-
-        return self._encode("image_pooler", [self._rows_of(each) for each in regions], view)
+        return self._encode("image_pooler", [(regions, None) for regions in self._regions(images)])
 
     @torch.no_grad()  # and not inference_mode: what is given may be trained upon
-    def _encode(self, pooler_name: str, rows: Sequence[int], view: Callable[[Packer, int], View]) -> Encoded:
+    def _encode(self, pooler_name: str, inputs: Iterable[_Input]) -> Encoded:
         pooler = getattr(self._unimo, pooler_name)
         if pooler is None:
             raise self._lacks(f"its {pooler_name.replace('_', ' ')} was left out")
         pooled: list[Tensor] = []
         hidden: list[Tensor] = []
-        for numbers in self._batches(rows):
-            packer = self._packer()
-            for number in numbers:
-                packer.add(view(packer, number))
-            batch = packer.build().to(self._device)
+        for batch in self._batches(inputs):
             (hidden_TD,) = self._unimo.encode(batch, [torch.arange(batch.positions, device=self._device)])
             starts_S1 = batch.cu_seqlens_S1.long()
             pooled.append(pooler(hidden_TD[starts_S1[:-1]]).float().cpu())
@@ -182,18 +172,9 @@ class Unimo:
         """
         score_J = self._scorer()
         regions, packed = self._regions(images), self._packed(texts)
-        rows = [self._rows_of(image) + len(text.ids) for image in regions for text in packed]
-        found = []
-        for numbers in self._batches(rows):
-            packer = self._packer()
-            shown: dict[int, tuple[int, int]] = {}
-            for place, (image, text) in enumerate(divmod(number, len(packed)) for number in numbers):
-                if image not in shown:
-                    shown[image] = packer.add_image(regions[image])
-                number, count = shown[image]
-                packer.add(View(image=number, regions=count, text=packed[text], member=Member(place, Kind.PAIR)))
-            found.append(score_J(packer.build().to(self._device)).float().cpu())
-        return torch.cat(found).view(len(regions), len(packed))
+        pairs = ((image, text) for image in regions for text in packed)
+        scores = [score_J(batch).float().cpu() for batch in self._batches(pairs)]
+        return torch.cat(scores).view(len(regions), len(packed))
 
     def _scorer(self) -> Callable[[Batch], Tensor]:
         tuned = self._tuned
@@ -232,70 +213,65 @@ class Unimo:
             raise self._lacks("it answers questions of a dialogue; use `unimo-ds predict sets`")
         if images is None and texts is None:
             raise ConfigError("generate: wants images, texts, or both")
-        regions = None if images is None else self._regions(images)
-        sources: Sequence[PackedText | None] | None = None if texts is None else self._packed(texts)
+        regions: list[Any] | None = None if images is None else self._regions(images)
+        sources: list[Any] | None = None if texts is None else self._packed(texts)
         if isinstance(task, Captioning) and task.tags is not None:
             if regions is None or sources is not None:
                 raise ConfigError("generate: the model was taught with object tags beside each image: give images alone")
-            sources = [self._tags(number, image, task) for number, image in enumerate(regions)]
+            sources = [self._tags(number, image, task, task.tags) for number, image in enumerate(regions)]
         if regions is not None and sources is not None and len(regions) != len(sources):
             raise ConfigError(f"generate: {len(regions)} images and {len(sources)} texts; wants as many of both")
-        return self._write(regions, sources, decoding or self._usual_decoding(task))
+        rules = self._usual_decoding(task) if decoding is None else decoding
+        nothing = [None] * len(regions or sources or ())
+        inputs = zip(regions or nothing, sources or nothing, strict=True)
+        found = [write_texts(self._unimo, batch, rules, self._start.tokenizer) for batch in self._batches(inputs, rules.rows)]
+        return [text for batch in found for text in batch]
 
-    @torch.no_grad()
-    def _write(
-        self, regions: list[Regions] | None, sources: Sequence[PackedText | None] | None, decoding: Decoding
-    ) -> list[str]:
-        image_rows = [0] * len(sources or []) if regions is None else [self._rows_of(each) for each in regions]
-        sources = [None] * len(image_rows) if sources is None else sources
-        text_rows = [0 if source is None else len(source.ids) for source in sources]
-        found = []
-        for numbers in self._batches([sum(rows) + decoding.rows for rows in zip(image_rows, text_rows, strict=True)]):
-            packer = self._packer()
-            for number in numbers:
-                image, shown = (None, 0) if regions is None else packer.add_image(regions[number])
-                packer.add(View(image=image, regions=shown, text=sources[number]))
-            found += write_texts(self._unimo, packer.build().to(self._device), decoding, self._tokenizer)
-        return found
-
-    def _tags(self, number: int, regions: Regions, task: Captioning) -> PackedText | None:
-        assert task.tags is not None
+    def _tags(self, number: int, regions: Regions, task: Captioning, section: TagsSection) -> PackedText | None:
         if self.detector is None:
             raise ConfigError("generate: the model was taught with object tags, and only a detector has their names: give it")
         try:
-            tags = tags_of(regions, self.detector.class_names, task.tags)
+            tags = tags_of(regions, self.detector.class_names, section)
         except ValueError as error:
             raise DataError(f"image {number}: {error}") from error
-        (ids,) = self._tokenizer.encode(list(tags)) if tags else ([],)
-        return packed_tags(np.array(ids, np.int64), min(task.tags.most_tokens, self._data.max_text_tokens)) if tags else None
+        tokens = [np.array(ids, np.int64) for ids in self._start.tokenizer.encode(list(tags))]
+        return task.source(Tokens(tokens, None, self._data.max_text_tokens)) if tokens else None
 
     def _usual_decoding(self, task: object) -> Decoding:
         if isinstance(task, Writing):
             return task.decoding
         usual = CaptioningSection.model_fields["decoding"].default.model_dump()
-        return Decoding(**{**usual, **{key: min(usual[key], self._positions) for key in ("longest", "shortest")}})
+        positions = self._start.model.max_positions - FIRST_POSITION
+        return Decoding(**{**usual, **{key: min(usual[key], positions) for key in ("longest", "shortest")}})
 
     def _lacks(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.checkpoint}: is a model of {self._family}: {what}")
+        return CheckpointError(f"{self.checkpoint}: is a model of {self._start.family}: {what}")
+
+    def _batches(self, inputs: Iterable[_Input], further_rows: int = 0) -> Iterator[Batch]:
+        """The streams of inputs, a sequence each, in order: as many together as a micro-batch of training holds, an image once.
+
+        Without inputs it is one empty stream. `further_rows` are those that each sequence needs besides its own.
+        """
+        packer, used, shown = self._packer(), 0, dict[int, tuple[int, int]]()
+        for regions, text in inputs:
+            rows = (0 if regions is None else self._rows_of(regions)) + (0 if text is None else len(text.ids)) + further_rows
+            if used and used + rows > self._data.positions_per_micro_batch:
+                yield packer.build().to(self._device)
+                packer, used, shown = self._packer(), 0, {}
+            if regions is not None and id(regions) not in shown:
+                shown[id(regions)] = packer.add_image(regions)
+            image, count = (None, 0) if regions is None else shown[id(regions)]
+            member = None if regions is None or text is None else Member(packer.add_pair(0), Kind.PAIR)
+            packer.add(View(image=image, regions=count, text=text, member=member))
+            used += rows
+        yield packer.build().to(self._device)
 
     def _packer(self) -> Packer:
-        return Packer(self._model.feature_width, self._data.max_regions)
-
-    def _batches(self, rows: Sequence[int]) -> Iterator[list[int]]:
-        """Numbers of inputs by their rows, as many together as a micro-batch of training holds; without inputs an empty one."""
-        batch: list[int] = []
-        used = 0
-        for number, count in enumerate(rows):
-            if batch and used + count > self._data.positions_per_micro_batch:
-                yield batch
-                batch, used = [], 0
-            batch.append(number)
-            used += count
-        yield batch
+        return Packer(self._start.model.feature_width, self._data.max_regions)
 
     def _packed(self, texts: Text | Sequence[Text]) -> list[PackedText]:
         parts = [text if isinstance(text, tuple) else (text,) for text in _listed(texts)]
-        ids = iter(self._tokenizer.encode([part for each in parts for part in each]))
+        ids = iter(self._start.tokenizer.encode([part for each in parts for part in each]))
         return [joined([np.array(next(ids), np.int64) for _ in each], self._data.max_text_tokens) for each in parts]
 
     def _rows_of(self, regions: Regions) -> int:
@@ -314,8 +290,10 @@ class Unimo:
             )
         else:
             (regions,) = self.detector.detect([_pixels(number, image)])  # alone: to the last bit the same whatever the list
-        if (width := regions.features_RF.shape[1]) != self._model.feature_width:
-            raise DataError(f"image {number}: features of width {width}; {self.checkpoint} reads {self._model.feature_width}")
+        if (width := regions.features_RF.shape[1]) != self._start.model.feature_width:
+            raise DataError(
+                f"image {number}: features of width {width}; {self.checkpoint} reads {self._start.model.feature_width}"
+            )
         return regions
 
 
@@ -333,17 +311,21 @@ def open_detector(start: Start, given: Detector | str | Path | None = None) -> D
         StoreError: the model was trained on regions of another one. A checkpoint that does not know its detector takes any.
         CheckpointError: there is no such detector, or it is damaged.
     """
-    packaged = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
-    offered = packaged if given is None else [given]
-    selection = {key: start.detector[key] for key in SelectionConfig.model_fields if key in start.detector}
-    for each in offered:
-        detector = (each if isinstance(each, Detector) else load_detector(each)).with_selection(**selection)
-        if given is not None and start.detector:
-            name = "the given detector" if isinstance(given, Detector) else f"detector {given}"
-            expect_same_detector(detector.identity(), start.detector, f"regions of {name}", f"those of {start.checkpoint}")
-        if given is not None or detector.identity() == start.detector:
-            return detector
-    return None
+    if given is None:
+        packaged = (_selecting(load_detector(path), start) for path in sorted(PACKAGED.glob("*.safetensors")))
+        return next((detector for detector in packaged if detector.identity() == start.detector), None)
+    detector = _selecting(given if isinstance(given, Detector) else load_detector(given), start)
+    if start.detector:
+        name = "the given detector" if isinstance(given, Detector) else f"detector {given}"
+        expect_same_detector(detector.identity(), start.detector, f"regions of {name}", f"those of {start.checkpoint}")
+    return detector
+
+
+def _selecting(detector: Detector, start: Start) -> Detector:
+    """The detector, keeping the regions that it kept for a checkpoint's training."""
+    return detector.with_selection(
+        **{key: start.detector[key] for key in SelectionConfig.model_fields if key in start.detector}
+    )
 
 
 def _trained_with(start: Start) -> tuple[TaskDataSection, ObjectivesSection]:
@@ -354,7 +336,10 @@ def _trained_with(start: Start) -> tuple[TaskDataSection, ObjectivesSection]:
     data = {key: told[key] for key in ("max_text_tokens", "max_regions", "positions_per_micro_batch") if key in told}
     positions = start.model.max_positions - FIRST_POSITION
     data["max_text_tokens"] = min(data.get("max_text_tokens", positions), positions)
-    return TaskDataSection(**data), ObjectivesSection.model_validate(content.get("objectives", {}))
+    return (
+        validate_config(TaskDataSection, data, f"{file}, data"),
+        validate_config(ObjectivesSection, content.get("objectives", {}), f"{file}, objectives"),
+    )
 
 
 def _listed(given: Any) -> list[Any]:
