@@ -104,7 +104,7 @@ def match_photographs(
         scores_IX = Unimo.from_pretrained(start.checkpoint, seen.detector).score(list(seen.regions.values()), list(texts))
         of_texts = [_ranked(text, names, scores_I.tolist()) for text, scores_I in zip(texts, scores_IX.T, strict=True)]
         of_images = [_ranked(name, texts, scores_X.tolist()) for name, scores_X in zip(names, scores_IX, strict=True)]
-        return Predictions(of_texts + of_images, seen.draw([each.lines[1 : 1 + _SHOWN] for each in of_images], out))
+        return Predictions(of_texts + of_images, seen.draw([each.lines[1:][:_SHOWN] for each in of_images], out))
 
 
 def answer_questions(
