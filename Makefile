@@ -33,7 +33,7 @@ check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(FAST)
 
 format: $(VENV)/.ready

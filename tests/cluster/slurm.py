@@ -114,13 +114,20 @@ class Cluster:
     def _environment(self) -> dict[str, str]:
         return {**environment(), "SLURM_CONF": str(self._conf), "PYTHON": sys.executable}
 
-    def command(self, *words: str) -> str:
-        """The output of a Slurm command; started in the repository, as users do.
+    def command(self, *words: str, folder: Path = ROOT) -> str:
+        """The output of a Slurm command; started in the repository, as users do, or in another folder.
 
         Raises:
             AssertionError: it failed.
         """
-        ran = subprocess.run(words, cwd=ROOT, env=self._environment(), capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(
+            words,
+            cwd=folder,
+            env={**self._environment(), "PYTHONPATH": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert ran.returncode == 0, f"{words}: {ran.stderr}"
         return ran.stdout
 

@@ -1,5 +1,6 @@
 """`sbatch slurm/pretrain.sbatch` on two nodes: to the end, put back by the time limit, and cancelled."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.cluster.slurm import Cluster
 from tests.life import small_run
+from tests.life.small_run import ROOT
 from unimo_ds.engine.checkpoint_folder import find_checkpoint, read_state
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -50,3 +52,21 @@ def test_a_cancelled_job_saves(cluster: Cluster, inputs: Path) -> None:
     checkpoint = find_checkpoint(inputs / "cancelled/checkpoints")
     assert checkpoint is not None and read_state(checkpoint)["step"] >= 5, said
     assert "requeue" not in said
+
+
+def test_a_waiting_job_keeps_code_and_configuration(cluster: Cluster, inputs: Path, tmp_path: Path) -> None:
+    """Both are spoilt while it is held back."""
+    repository = tmp_path / "repository"
+    for name in ("unimo_ds", "slurm", "ds_configs"):
+        shutil.copytree(ROOT / name, repository / name)
+    config = small_run.write_config(inputs, "waiting", steps=3)
+    said = cluster.command(
+        "slurm/submit.sh", "--parsable", "--hold", f"--output={inputs}/waiting.out", BATCH, str(config), folder=repository
+    )
+    job = int(said.split()[-1])
+    config.write_text("no: configuration")
+    (repository / "unimo_ds/pretrain.py").write_text("raise SystemExit('edited code')")
+    (repository / "slurm/common.sh").write_text("exit 3")
+    cluster.command("scontrol", "release", str(job))
+    assert cluster.wait(job, 200)["JobState"] == "COMPLETED", (inputs / "waiting.out").read_text()
+    assert (inputs / "waiting/DONE").read_text() == "3\n"
