@@ -1,1 +1,1 @@
-"""Published weights and tokenizers in the forms in which others wrote them, and how they become ours; it writes no checkpoint."""
+"""Published weights and tokenizers, in the forms in which others wrote them, become ours; no checkpoint is written here."""

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 
 from unimo_ds.config import ModelSection
-from unimo_ds.convert.converted import Converted, model_section
+from unimo_ds.convert.converted import Converted, listed, model_section
 from unimo_ds.convert.paddle import open_parameter
 from unimo_ds.errors import CheckpointError
+from unimo_ds.progress import track
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,7 +24,6 @@ _HEAD_WIDTH = 64  # of attention, in both sizes (unimo-spec, 2.2)
 _LAYER = re.compile(r"encoder_layer_(\d+)_")
 _OPTIMISER = re.compile(r"_moment[12]_\d+$|_beta[12]_pow_acc_\d+$|learning_rate|^@|loss_scaling|_steps?_\d+$")
 _OWN_LANGUAGE_HEAD = "mask_lm_out_fc.w_0"  # only where weight_sharing was False
-_NAMED = 8  # names of a list that a message shows
 
 _TABLES = {
     "embedding.text.word.weight": "word_embedding",
@@ -59,8 +59,8 @@ _HEADS = {
     ("retrieval", "head.score"): "match_fc.{}_0",
 }
 _OF_A_TASK = re.compile(r"cls_out_.*|match_fc\.[wb]_0|role_embedding|turn_embedding")
-# Parts that a folder may lack as a whole: a program saved what it used.
-PARTS = ("embedding.region", "embedding.text.voice", "language_head", "text_pooler", "image_pooler", "matching_head", "head")
+# Parts that the folder of a fine-tuned model may lack: a program saved what it used.
+_PARTS = ("embedding.region", "language_head", "text_pooler", "image_pooler", "matching_head")
 
 
 class OriginalFolder(Mapping[str, Floats]):
@@ -95,6 +95,11 @@ class OriginalFolder(Mapping[str, Floats]):
     def of_tasks(self) -> list[str]:
         """Names of what fine-tuning added."""
         return [name for name in self._names if _OF_A_TASK.fullmatch(name)]
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Parts of a `UnimoModel` that it may lack, each as a whole."""
+        return _PARTS if self.of_tasks else ("matching_head",)
 
     def model_section(self) -> ModelSection:
         """The shape that its files tell.
@@ -177,7 +182,7 @@ def convert_original(
     Args:
         folder: the original's.
         wanted: shapes by name in `UnimoModel`; a task's head as `head.*`.
-        optional: those of `PARTS` that the folder may lack as a whole.
+        optional: names of modules that the folder may lack, each as a whole.
         family: of the task whose head is wanted.
 
     Raises:
@@ -198,12 +203,13 @@ def convert_original(
     if absent:
         missing = [there for name in sorted(absent) for there in origins[name].names if there not in folder]
         raise CheckpointError(
-            f"{folder.path}: lacks {listed(missing)}: the archive was not unpacked as a whole, or it is a fine-tuned model, which "
-            "lacks what its task does not read: give the task's --recipe"
+            f"{folder.path}: lacks {listed(missing)}: unpack the archive again; or, if it is a fine-tuned model, which lacks what "
+            "its task does not read, give the task's --recipe"
         )
-    weights = {name: _read(folder, origin, wanted[name]) for name, origin in origins.items()}
+    reading = track(origins.items(), f"reading {folder.path}", len(origins), "parameters")
+    weights = {name: _read(folder, origin, wanted[name]) for name, origin in reading}
     used = {there for origin in origins.values() for there in origin.names}
-    return Converted(weights, tuple(name for name in folder if name not in used))
+    return Converted(weights, tuple(sorted(used)), tuple(name for name in folder if name not in used))
 
 
 def _read(folder: OriginalFolder, origin: _Origin, shape: torch.Size) -> torch.Tensor:
@@ -219,8 +225,8 @@ def _read(folder: OriginalFolder, origin: _Origin, shape: torch.Size) -> torch.T
         numbers = folder[name]
         if numbers.shape != expected:
             raise CheckpointError(
-                f"{folder.path / name}: has shape {list(numbers.shape)}, expected {list(expected)} by the other parameters; it is "
-                "of another model"
+                f"{folder.path / name}: has shape {list(numbers.shape)}, expected {list(expected)} by the other parameters; it "
+                "is of another model"
             )
         parts.append(numbers.T if origin.transposed else numbers)
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts)))
@@ -229,9 +235,3 @@ def _read(folder: OriginalFolder, origin: _Origin, shape: torch.Size) -> torch.T
 def is_of_optimiser(name: str) -> bool:
     """Whether a file that was not used holds the state of the original's optimiser."""
     return _OPTIMISER.search(name) is not None
-
-
-def listed(names: Collection[str]) -> str:
-    """Names in a message, with the count of those that are left out."""
-    shown = ", ".join(list(names)[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

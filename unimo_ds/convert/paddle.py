@@ -50,12 +50,14 @@ class PaddleParameter:
             CheckpointError: they are no floats, or not all of them are finite.
         """
         if self.dtype.kind != "f":
-            raise CheckpointError(f"{self.path}: holds {self.dtype} where a weight's floats are expected; unpack the archive again")
+            raise CheckpointError(
+                f"{self.path}: holds {self.dtype} where a weight's floats are expected; unpack the archive again"
+            )
         numbers = np.memmap(self.path, self.dtype, "r", self.offset, self.shape).astype(np.float32)
         if not np.isfinite(numbers).all():
             raise CheckpointError(
-                f"{self.path}: {np.count_nonzero(~np.isfinite(numbers)):,} of its {numbers.size:,} numbers are not finite: it is "
-                "damaged, or its training had diverged; unpack the archive again"
+                f"{self.path}: {np.count_nonzero(~np.isfinite(numbers)):,} of its {numbers.size:,} numbers are not finite: it "
+                "is damaged, or its training had diverged; unpack the archive again"
             )
         return numbers
 
