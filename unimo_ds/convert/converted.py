@@ -38,7 +38,7 @@ def shape_of(module: Callable[[], nn.Module]) -> dict[str, torch.Size]:
 def filled(build: Callable[[], M], converted: Converted) -> tuple[M, list[str]]:
     """A module with the weights, and the names of its parameters that are new: as its constructor makes them, always alike.
 
-    The module is a `UnimoModel`, or has one as `unimo` beside its head.
+    The module is a `UnimoModel`, or has one as `unimo` beside its head; it is returned ready to be used, without dropout.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
@@ -46,7 +46,7 @@ def filled(build: Callable[[], M], converted: Converted) -> tuple[M, list[str]]:
     parameters = {name.removeprefix("unimo."): parameter for name, parameter in module.named_parameters()}
     for name, weight in converted.weights.items():
         parameters[name].data.copy_(weight)
-    return module, [name for name in parameters if name not in converted.weights]
+    return module.eval(), [name for name in parameters if name not in converted.weights]
 
 
 def model_section(**numbers: int) -> ModelSection:

@@ -203,8 +203,8 @@ def convert_original(
     if absent:
         missing = [there for name in sorted(absent) for there in origins[name].names if there not in folder]
         raise CheckpointError(
-            f"{folder.path}: lacks {listed(missing)}: unpack the archive again; or, if it is a fine-tuned model, which lacks what "
-            "its task does not read, give the task's --recipe"
+            f"{folder.path}: lacks {listed(missing)}: unpack the archive again; or, if it is a fine-tuned model, which lacks "
+            "what its task does not read, give the task's --recipe"
         )
     reading = track(origins.items(), f"reading {folder.path}", len(origins), "parameters")
     weights = {name: _read(folder, origin, wanted[name]) for name, origin in reading}
