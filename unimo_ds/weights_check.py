@@ -135,7 +135,7 @@ def check_unimo(source: Path, tokenizer_folder: Path) -> WeightsCheck:
 
 
 def check_roberta(source: Path) -> WeightsCheck:
-    """Converts a local RoBERTa and compares hidden states and scores of words with those of Hugging Face.
+    """Converts a local RoBERTa and compares it, in float64, with Hugging Face's own class.
 
     Raises:
         CheckpointError: the folder has no whole RoBERTa.
@@ -150,7 +150,10 @@ def check_roberta(source: Path) -> WeightsCheck:
         texts = [np.array(ids) for ids in tokenizer.encode(list(_TEXTS))]
         gaps = _fillings(unimo, tokenizer)
     return WeightsCheck(
-        source, compare_roberta(network, unimo, texts), faults, [f"unused: {len(unused)}: {listed(unused)}", *gaps]
+        source,
+        compare_roberta(network.double(), unimo.double(), texts),
+        faults,
+        [f"unused: {len(unused)}: {listed(unused)}", *gaps],
     )
 
 
@@ -195,7 +198,13 @@ def compare_original(
 
 
 def compare_roberta(network: Any, unimo: UnimoModel, texts: Sequence[Ints]) -> list[Difference]:
-    """Hidden states and scores of words of each text in float32, where RoBERTa is Hugging Face's `RobertaForMaskedLM`."""
+    """Hidden states and scores of words of each text.
+
+    Args:
+        network: Hugging Face's `RobertaForMaskedLM`, in float64.
+        unimo: the converted model in float64.
+        texts: tokens without special ones.
+    """
     differences = []
     for number, text in enumerate(texts, 1):
         inputs = _text_inputs(text)
@@ -204,7 +213,7 @@ def compare_roberta(network: Any, unimo: UnimoModel, texts: Sequence[Ints]) -> l
             (hidden_TD,) = unimo.encode(batch, [torch.arange(batch.positions)])
             logits_MV = unimo(batch, want_logits=True).language_logits_MV
             theirs = network(torch.tensor([inputs.ids]), output_hidden_states=True)
-        differences.append(difference(f"text {number}: hidden states", hidden_TD, theirs.hidden_states[-1][0], _ROUNDED))
+        differences.append(difference(f"text {number}: hidden states", hidden_TD, theirs.hidden_states[-1][0], _EXACT))
         differences.append(difference(f"text {number}: scores of words", logits_MV, theirs.logits[0], _ROUNDED))
     return differences
 

@@ -36,7 +36,7 @@ def test_numbers_come_back_as_float32(tmp_path: Path, shape: tuple[int, ...], dt
 def test_the_bytes_are_those_that_are_documented() -> None:
     """Of a float32 tensor of 2 x 3, by hand: the test's writer and the reader must not share a mistake."""
     header = "00000000" + "0000000000000000" + "00000000" + "06000000" + "0805" + "1002" + "1003"
-    assert WHOLE == bytes.fromhex(header) + struct.pack("<6f", *range(6))
+    assert bytes.fromhex(header) + struct.pack("<6f", *range(6)) == WHOLE
 
 
 @pytest.mark.parametrize(
