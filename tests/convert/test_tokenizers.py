@@ -42,7 +42,7 @@ def original_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
 
 
 def strings(count: int) -> list[str]:
-    """Text of all sorts: words, contractions, digits, white space, control characters, scripts, emoji, names of special tokens."""
+    """Text of all sorts: words, digits, contractions, white space, control characters, scripts, emoji, special tokens."""
     chosen = random.Random(0)
     words = "the a dog UNIMO multimodal don't I'll we've they're O'Neill naïve café gazed Ġ Straße 東京 日本語 привет мир مرحبا"
     pieces = [
