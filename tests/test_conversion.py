@@ -71,7 +71,8 @@ def recipe(inputs: Inputs, name: str, task: dict[str, Any], **overrides: Any) ->
 def test_every_file_is_accounted_for(pretrained: Conversion, parameters: dict[str, Any]) -> None:
     of_optimiser = {"word_embedding_moment1_0", "word_embedding_beta1_pow_acc_0"}
     assert set(pretrained.unused) == of_optimiser
-    assert pretrained.mapped == len(parameters) - len(of_optimiser) - 4 * LAYERS, "queries, keys and values are one here"
+    assert pretrained.used == len(parameters) - len(of_optimiser)
+    assert pretrained.mapped == pretrained.used - 4 * LAYERS, "queries, keys and values are one here"
     heads = ("matching_head.score", "region_head.classes", "region_head.feature")
     expected = {f"{module}.{kind}" for module in heads for kind in ("weight", "bias")} | {"temperature.value"}
     assert set(pretrained.new) == expected

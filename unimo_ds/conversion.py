@@ -33,7 +33,8 @@ class Conversion:
     Attributes:
         checkpoint: where they are now.
         model: their shape.
-        mapped: parameters that were found.
+        used: how many of the published files or weights found a place.
+        mapped: how many parameters they make.
         new: names of those that were not, and have initial values.
         unused: names of what was found and has no place, as it is called there.
         remarks: what the user should know, a line each.
@@ -41,6 +42,7 @@ class Conversion:
 
     checkpoint: Path
     model: ModelSection
+    used: int
     mapped: int
     new: tuple[str, ...]
     unused: tuple[str, ...]
@@ -55,7 +57,7 @@ class Conversion:
         shape = f"{self.model.layers} layers, {self.model.hidden_size} wide, {self.model.vocabulary_size:,} words"
         lines = [
             f"{self.checkpoint}: wrote a checkpoint of {shape}",
-            f"  mapped   {self.mapped} parameters",
+            f"  mapped   {self.used} of {self.used + len(self.unused)}, to {self.mapped} parameters",
             f"  new      {len(self.new)}{': ' + listed(self.new) if self.new else ''}",
             f"  unused   {len(self.unused)}{': ' + ', '.join(unused) if unused else ''}",
             "  missing  0",
@@ -214,4 +216,6 @@ def _write(
     config_yaml = plan.config_yaml or yaml.safe_dump({"model": shape, "source": origin}, sort_keys=False)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
     write_checkpoint(out, weights, Extras(config_yaml, state, tokenizer.folder))
-    return Conversion(out, plan.model, len(converted.weights), tuple(new), converted.unused, tuple(remarks))
+    return Conversion(
+        out, plan.model, len(converted.used), len(converted.weights), tuple(new), converted.unused, tuple(remarks)
+    )

@@ -3,8 +3,9 @@
 Shape suffixes: see `unimo_ds.batch`; D hidden width, V vocabulary.
 """
 
+import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimo_ds.batch import FIRST_POSITION, Batch, Kind
+from unimo_ds.config import ModelSection
 from unimo_ds.convert import roberta
 from unimo_ds.convert.converted import filled, listed, shape_of
 from unimo_ds.convert.original import OriginalFolder, convert_original, is_of_optimiser
@@ -24,6 +26,7 @@ from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Ints, Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.errors import CheckpointError
+from unimo_ds.model.task_heads import EntailmentHead, SentenceHead
 from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.progress import track
 from unimo_ds.regions import Regions
@@ -124,7 +127,7 @@ def check_unimo(source: Path, tokenizer_folder: Path) -> WeightsCheck:
         faults = _faults_of(tokenizer, model.vocabulary_size)
         texts = [np.array(ids) for ids in tokenizer.encode(list(_TEXTS))]
         gaps = [] if "language_head.bias" in new else _fillings(unimo, tokenizer)
-        differences = compare_original(OriginalModel(folder), unimo.double(), texts, new)
+        differences = compare_original(OriginalModel(folder), unimo.double(), texts, new) + compare_heads(folder, model)
     others = [name for name in converted.unused if not is_of_optimiser(name)]
     remarks = [
         f"{len(converted.used)} files mapped to {len(converted.weights)} parameters; new: {listed(new)}",
@@ -194,6 +197,31 @@ def compare_original(
         if regions and inputs.ids and not lacking & {"image_pooler", "text_pooler", "matching_head"}:
             score = reference.match(reference.pooled_text(text_SH[:1]), reference.pooled_image(image_H))
             differences.append(difference(f"{name}: match", outputs.matching_logits_J, score, _ROUNDED))
+    return differences
+
+
+def compare_heads(folder: OriginalFolder, model: ModelSection) -> list[Difference]:
+    """What GLUE and SNLI-VE added, if anything, on random pooled vectors; retrieval's head is the model's own."""
+    reference = OriginalModel(folder)
+    text_BD, image_BD = np.random.default_rng(0).normal(size=(2, 4, model.hidden_size))
+    heads: list[tuple[str, Callable[[], nn.Module], Any, Any]] = []
+    for name in folder.of_tasks:
+        if found := re.fullmatch(r"cls_out_(\d+)_w", name):
+            classes = int(found[1])
+            scores_BC = reference.sentence_scores(text_BD, classes)
+            heads.append(("sentences", partial(SentenceHead, model, classes), text_BD, scores_BC))
+        elif name == "cls_out_w_1":
+            scores_BC = reference.entailment_scores(text_BD, image_BD)
+            heads.append(("entailment", partial(EntailmentHead, model, scores_BC.shape[1]), text_BD + image_BD, scores_BC))
+    differences = []
+    for family, build, inputs_BD, theirs_BC in heads:
+        wanted = {f"head.{name}": shape for name, shape in shape_of(build).items()}
+        head = build().eval().double()
+        weights = convert_original(folder, wanted, (), family).weights
+        head.load_state_dict({name.removeprefix("head."): weight for name, weight in weights.items()})
+        with torch.no_grad():
+            ours_BC = head(torch.from_numpy(inputs_BD))
+        differences.append(difference(f"head of {family}", ours_BC, theirs_BC, _ROUNDED))
     return differences
 
 
