@@ -156,7 +156,7 @@ def check_roberta(source: Path) -> WeightsCheck:
         source,
         compare_roberta(network.double(), unimo.double(), texts),
         faults,
-        [f"unused: {len(unused)}: {listed(unused)}", *gaps],
+        [f"unused: {len(unused)} {listed(unused)}".rstrip(), *gaps],
     )
 
 
@@ -226,7 +226,7 @@ def compare_heads(folder: OriginalFolder, model: ModelSection) -> list[Differenc
 
 
 def compare_roberta(network: Any, unimo: UnimoModel, texts: Sequence[Ints]) -> list[Difference]:
-    """Hidden states and scores of words of each text.
+    """Hidden states and scores of words of each text; the converted positions hold a sum that was rounded to float32.
 
     Args:
         network: Hugging Face's `RobertaForMaskedLM`, in float64.
@@ -241,7 +241,7 @@ def compare_roberta(network: Any, unimo: UnimoModel, texts: Sequence[Ints]) -> l
             (hidden_TD,) = unimo.encode(batch, [torch.arange(batch.positions)])
             logits_MV = unimo(batch, want_logits=True).language_logits_MV
             theirs = network(torch.tensor([inputs.ids]), output_hidden_states=True)
-        differences.append(difference(f"text {number}: hidden states", hidden_TD, theirs.hidden_states[-1][0], _EXACT))
+        differences.append(difference(f"text {number}: hidden states", hidden_TD, theirs.hidden_states[-1][0], _ROUNDED))
         differences.append(difference(f"text {number}: scores of words", logits_MV, theirs.logits[0], _ROUNDED))
     return differences
 
