@@ -46,6 +46,11 @@ def read_start(path: Path) -> Start:
         CheckpointError: it is neither.
     """
     checkpoint = find_start(path)
+    if (path / "unimo_ds_state.json").exists():
+        raise CheckpointError(
+            f"{path}: is an exported model; `python tools/convert_weights.py huggingface {path} --out CHECKPOINT` makes a "
+            "checkpoint of it"
+        )
     if checkpoint is None or not (checkpoint / "state.json").exists():
         raise CheckpointError(
             f"{path}: neither a checkpoint folder of unimo_ds (with state.json) nor a run folder with checkpoints/; "
