@@ -13,12 +13,14 @@ demo: $(VENV)/.ready system
 demo-tasks: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo-tasks
 
-# Fast tests run on two cores, a thread each; those that start ranks of their own, or take long, one after the other.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not life and not long and not cluster"
+# Tests of one process run on two cores, a thread each; those that start processes of their own, one after the other.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+FAST := $(TWO) --dist loadscope -m "not life and not long and not cluster"
 
 test: $(VENV)/.ready system
 	$(FAST) --durations=5
-	$(BIN)/python -m pytest -q --durations=15 -m "life or long"
+	$(TWO) --durations=5 -m "long and not life"
+	$(BIN)/python -m pytest -q --durations=15 -m life
 
 # A real Slurm of two nodes on this machine: brought up, used, and taken down by the tests.
 test-cluster: $(VENV)/.ready slurm
