@@ -19,7 +19,7 @@ FAST := $(TWO) --dist loadscope -m "not life and not long and not cluster"
 
 test: $(VENV)/.ready system
 	$(FAST) --durations=5
-	$(TWO) --durations=5 -m "long and not life"
+	$(TWO) --dist loadgroup --durations=5 -m "long and not life"
 	$(BIN)/python -m pytest -q --durations=15 -m life
 
 # A real Slurm of two nodes on this machine: brought up, used, and taken down by the tests.

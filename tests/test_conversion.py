@@ -414,6 +414,7 @@ def test_what_is_no_whole_roberta_is_refused(inputs: Inputs, tmp_path: Path, kin
     assert not (tmp_path / "start").exists()
 
 
+@pytest.mark.long
 def test_the_command(inputs: Inputs, parameters: dict[str, Any], tmp_path: Path) -> None:
     write_folder(tmp_path / "unimo", {**parameters, "pos_embedding_moment2_0": parameters["pos_embedding"]})
 

@@ -281,6 +281,7 @@ def test_a_detector_keeps_what_it_kept_for_the_model(world: SmallWorld, tmp_path
     assert close(model.encode_image(pixels).vectors_ND, model.encode_image(regions).vectors_ND)
 
 
+@pytest.mark.long
 def test_it_needs_no_deepspeed_and_no_process_group(tokenizer: Path, tmp_path: Path) -> None:
     run = tuned(tmp_path, tokenizer, "captioning", decoding={"longest": 3})
     program = f"""

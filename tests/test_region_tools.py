@@ -187,6 +187,7 @@ def test_a_shard_that_was_cut_short_does_not_end_the_check(tmp_path: Path) -> No
     assert describe_store(store, show_progress=False).content["shards"][1]["problem"].startswith("CorruptedError: data.mdb has")
 
 
+@pytest.mark.long
 def test_a_reading_process_that_dies_is_told(tmp_path: Path) -> None:
     silent = Progress("reading", None, enabled=False)
     found = list(shards.read_shards(_die, [tmp_path / "shard-00000", tmp_path / "shard-00001"], None, 2, silent))
@@ -559,6 +560,7 @@ def test_a_damaged_record_ends_a_merge_and_is_named(tmp_path: Path) -> None:
         RegionStore(tmp_path / "out")
 
 
+@pytest.mark.long
 def test_a_merge_that_was_killed_is_finished_by_the_same_command(tmp_path: Path) -> None:
     """Killed again and again while it writes; every call goes on from what was committed."""
     images = {f"{number:04}.jpg": random_regions(np.random.default_rng(number), 40, width=512) for number in range(600)}

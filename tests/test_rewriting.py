@@ -117,6 +117,7 @@ def test_every_caption_gets_negatives_of_all_levels_and_never_its_own_image(plan
     ]
 
 
+@pytest.mark.long
 def test_processes_and_shards_change_nothing(plan: RewritePlan, tmp_path: Path) -> None:
     rewrite_captions(plan)
     two = with_changes(plan, out=tmp_path / "two", processes=2)
@@ -147,6 +148,7 @@ def test_a_finished_run_does_nothing_and_other_settings_are_refused(plan: Rewrit
         rewrite_captions(plan)
 
 
+@pytest.mark.long
 def test_a_kill_loses_nothing_and_doubles_nothing(plan: RewritePlan, tmp_path: Path) -> None:
     rewrite_captions(with_changes(plan, out=tmp_path / "whole"))
     process = subprocess.Popen([sys.executable, "-c", STOPS_IN_THE_FOURTH_CHUNK, str(plan.captions), str(plan.out)])
@@ -176,6 +178,7 @@ def test_a_partial_file_that_lost_its_end_is_begun_anew(plan: RewritePlan, monke
     assert len(captions(plan.out)) == 80
 
 
+@pytest.mark.long
 def test_positives_are_kept_only_if_they_say_the_same(plan: RewritePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewriting, "ApertiumTranslator", Parrot)
     plan = with_changes(plan, translator="apertium", chunk=80)

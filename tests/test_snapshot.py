@@ -18,6 +18,7 @@ def config(tmp_path: Path) -> Path:
     return small_run.write_config(tmp_path, "run", steps=5)
 
 
+@pytest.mark.long
 def test_a_snapshot_holds_what_the_run_needs(config: Path, tmp_path: Path) -> None:
     taken = take_snapshot("pretrain", "job-1", config, ["training.steps=7"])
     assert taken == tmp_path / "run/snapshots/job-1"

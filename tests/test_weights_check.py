@@ -164,6 +164,7 @@ def test_roberta_s_hidden_states_and_scores_of_words_are_hugging_face_s(
     assert not any(each.same for each in compare_roberta(network, unimo, TEXTS)), "the row of the one type matters"
 
 
+@pytest.mark.long
 def test_the_command_ends_with_1_where_something_differs(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     command = ["tools/convert_weights.py", "check", "--unimo", str(folder), "--tokenizer", str(tokenizer.folder)]
     different = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)

@@ -37,6 +37,7 @@ from unimo_ds.tasks.families import make_task
 from unimo_ds.tasks.task import Tokens
 from unimo_ds.tokenizer import CLS, SEP, Tokenizer, train_tokenizer
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("exported")]  # one process makes what all of them look at
 TEXTS = ["two dogs run on a wide beach", "a red cup", "the <odd> naïve café, 12 of them!"]
 PAIRED = ["they are fast", "is it full?", "no"]
 COUNTS = (5, 9, 3)  # regions of each image

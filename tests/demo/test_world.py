@@ -42,6 +42,7 @@ def contents(out: Path) -> dict[str, bytes]:
 # --- drawing and writing ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_workers_write_the_same_bytes_as_one(world: Path, tmp_path: Path) -> None:
     write_world(SMALL, tmp_path, workers=2)
     assert contents(tmp_path) == contents(world)

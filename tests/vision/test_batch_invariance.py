@@ -19,6 +19,7 @@ from unimo_ds.vision.detector_file import load_detector
 from unimo_ds.vision.faster_rcnn import BottomUpDetector
 from unimo_ds.vision.torchvision_detector import TorchvisionDetector
 
+pytestmark = pytest.mark.long
 SIDES = st.sampled_from([40, 63, 64, 90, 96, 117, 150, 201, 320])
 PICTURES = st.lists(st.tuples(st.integers(0, 3), SIDES, SIDES), min_size=2, max_size=4)
 """Seed, height and width of each picture; they may be alike."""

@@ -96,6 +96,7 @@ def test_sizes_are_rounded_as_published() -> None:
         assert (frame.rows, frame.columns) == resized
 
 
+@pytest.mark.long
 def test_a_tiny_detector_learns_two_pictures_by_heart() -> None:
     torch.manual_seed(0)
     detector = BottomUpDetector(tiny_config(), ("square", "disc"), ("red", "blue"))

@@ -185,6 +185,7 @@ def test_attributes_where_the_background_wins(source: str) -> None:
     assert (expected["class_probabilities_RN"].argmax(dim=1) == 0).sum() >= 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["huggingface", "airsplay", "airsplay_attributes"])
 def test_limits_are_tried_in_turn(source: str) -> None:
     """For as many regions as each limit leaves, the ones before it leave too few; none leaves as many as are wanted last."""
@@ -321,6 +322,7 @@ def test_from_picture_to_regions(source: str, size: tuple[int, int]) -> None:
     assert regions.attribute_ids_R[order.numpy()].tolist() == expected["attribute_probabilities_RA"].argmax(dim=1).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["huggingface", "milvlg"])
 def test_at_the_published_size(source: str) -> None:
     """ResNet-101, 1600 classes, 400 attributes; a small picture and few proposals."""
