@@ -11,7 +11,7 @@ same on two CPU ranks; what the formulas know that textbooks do not was found th
 Letters: N parameters, E those of the word table, W ranks, p bytes of a weight.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from unimo_ds.config import ModelSection
@@ -135,9 +135,7 @@ def memory_of(size: Size, zero: Zero, ranks: int, itemsize: int, stream: Stream,
         several: whether a step has more than one micro-batch: the gradients of the first are there when the next one runs.
     """
     always, host, disk = _always(size, zero, ranks, itemsize)
-    phase, extra = max(
-        _phases(size, zero, ranks, itemsize, stream, several).items(), key=lambda each: sum(each[1].values())
-    )
+    phase, extra = max(_phases(size, zero, ranks, itemsize, stream, several).items(), key=lambda each: sum(each[1].values()))
     parts = {key: always.get(key, 0.0) + extra.get(key, 0.0) for key in (*always, *(key for key in extra if key not in always))}
     return Memory(parts, phase, host, disk)
 
@@ -166,9 +164,7 @@ def _away(amount: float, place: str, host: float, disk: float) -> tuple[float, f
     return (host + amount, disk, 0.0) if place == "cpu" else (host, disk + amount, 0.0)
 
 
-def _phases(
-    size: Size, zero: Zero, ranks: int, itemsize: int, stream: Stream, several: bool
-) -> dict[str, dict[str, float]]:
+def _phases(size: Size, zero: Zero, ranks: int, itemsize: int, stream: Stream, several: bool) -> dict[str, dict[str, float]]:
     """What each phase adds."""
     count, table = itemsize * size.parameters, itemsize * size.word_table
     shared = count / ranks

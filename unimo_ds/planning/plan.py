@@ -152,8 +152,8 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
     on_gpu = replace(zero, optimizer_at="none", weights_at="none")
     placed = {f"ZeRO {stage}": replace(on_gpu, stage=stage) for stage in range(4)}
     placed |= {
-        f"ZeRO 3, optimizer and weights in {words}": replace(on_gpu, stage=3, optimizer_at=place, weights_at="cpu")
-        for place, words in (("cpu", "host memory"), ("nvme", "NVMe and host memory"))
+        f"ZeRO 3, offload to {words}": replace(on_gpu, stage=3, optimizer_at=place, weights_at="cpu")
+        for place, words in (("cpu", "host"), ("nvme", "NVMe"))
     }
     choices = {
         f"{name}{', recomputed' if again else ''}": case(choice, again, cluster)
@@ -165,9 +165,7 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
         for ranks in SCALES
     ]
     lengths = {corpus.name: lengths_of(corpus, config.data) for corpus in config.data.corpora}
-    return Plan(
-        config, size, lengths, work, case(zero, recomputed, cluster), choices, scales, _disk(config, size, lengths)
-    )
+    return Plan(config, size, lengths, work, case(zero, recomputed, cluster), choices, scales, _disk(config, size, lengths))
 
 
 def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed: bool, cluster: Cluster) -> Case:
@@ -190,15 +188,11 @@ def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed:
     messages += traffic.messages * log2(cluster.ranks) * MESSAGE_SECONDS
     hidden = HIDDEN_SHARE * products if zero.overlap and zero.stage >= 2 else 0.0
     seconds = products + max(0.0, messages - hidden)
-    return Case(
-        zero, recomputed, cluster, parts, mine.positions, memory, traffic, flops, products, messages, seconds, busy
-    )
+    return Case(zero, recomputed, cluster, parts, mine.positions, memory, traffic, flops, products, messages, seconds, busy)
 
 
 def _disk(config: RunConfig, size: Size, lengths: dict[str, Lengths]) -> Disk:
     weights, moments = 4 * size.parameters, 8 * size.parameters
     region = 2 * config.model.feature_width + 4 * 4 + 2 * 2 * KEPT_CLASSES + 2 * 2  # as `unimo_ds.regions` types them
-    features = {
-        name: found.images * found.regions * region for name, found in lengths.items() if found.images
-    }
+    features = {name: found.images * found.regions * region for name, found in lengths.items() if found.images}
     return Disk(weights, moments, (weights + moments) * config.training.keep_checkpoints, features)

@@ -9,7 +9,7 @@ import numpy as np
 from unimo_ds.config import CorpusSection, DataSection, ModelSection, ObjectivesSection, RunConfig
 from unimo_ds.data.plan import most_fragments
 
-# Where a corpus is not prepared yet: captions as COCO's are, regions as a detector keeps of a photograph; a text fills its piece.
+# Where a corpus is not prepared: captions as COCO's are, regions as a detector keeps of a photograph; a text fills its piece.
 DEFAULT_CAPTION_TOKENS, DEFAULT_REGIONS = 13, 36
 
 
