@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import log2
+from pathlib import Path
 
 import torch
 
@@ -149,12 +150,15 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
     def case(zero: Zero, recomputed: bool, cluster: Cluster) -> Case:
         return plan_case(config, size, work, zero, recomputed, cluster)
 
-    on_gpu = replace(zero, optimizer_at="none", weights_at="none")
-    placed = {f"ZeRO {stage}": replace(on_gpu, stage=stage) for stage in range(4)}
-    placed |= {
-        f"ZeRO 3, offload to {words}": replace(on_gpu, stage=3, optimizer_at=place, weights_at="cpu")
-        for place, words in (("cpu", "host"), ("nvme", "NVMe"))
-    }
+    def ours(name: str) -> Zero:
+        file = Path(f"ds_configs/{name}.json")
+        return Zero.read(deepspeed_config(config.training.model_copy(update={"deepspeed": file})))
+
+    offloaded = ours("zero3_offload")
+    placed = {f"ZeRO {stage}": ours(f"zero{stage}") for stage in range(4)}
+    if zero.optimizer_at == zero.weights_at == "none":
+        placed[f"ZeRO {zero.stage}"] = zero  # the run's own file in place of ours
+    placed |= {"ZeRO 3, offload to host": offloaded, "ZeRO 3, offload to NVMe": replace(offloaded, optimizer_at="nvme")}
     choices = {
         f"{name}{', recomputed' if again else ''}": case(choice, again, cluster)
         for again in (False, True)

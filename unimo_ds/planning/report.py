@@ -157,9 +157,9 @@ def _scales(plan: Plan) -> str:
     ]
     head = ["GPUs", "nodes", "GPU, GB", "micro-batches", "positions", "busy", "a step", "days", "efficiency"]
     return (
-        "On paper, as configured. The global step is fixed by data.corpora.*.per_step, and more ranks share it (strong scaling);\n"
-        "for weak scaling raise per_step with the ranks, and a step keeps its time but for the messages. With less than one\n"
-        "micro-batch a rank, streams get short and products slow; with fewer samples than ranks, the rest idle:\n"
+        "On paper, as configured. The global step is fixed by data.corpora.*.per_step, and more ranks share it (strong\n"
+        "scaling); for weak scaling raise per_step with the ranks, and a step keeps its time but for the messages. With less\n"
+        "than one micro-batch a rank, streams get short and products slow; with fewer samples than ranks, the rest idle:\n"
         + _table(head, rows)
     )
 

@@ -1,0 +1,19 @@
+"""The plan's memory and messages beside those of two real ranks, for every ZeRO stage and two sizes of model."""
+
+import pytest
+
+from unimo_ds.bench import plan
+from unimo_ds.config import ModelSection
+
+pytestmark = pytest.mark.life
+MODELS = {"18 M": ModelSection(size="small"), "33 M": plan.MODELS["33 M"]}
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("size", MODELS)
+def test_memory_is_within_a_tenth_and_messages_within_a_hundredth(size: str, stage: int) -> None:
+    beside = plan.measure(MODELS[size], plan.training_at(stage, "fp32"))
+    assert abs(beside.off) < 0.1, f"held {beside.peak / 1e6:.0f} MB, planned {beside.memory.total / 1e6:.0f} MB"
+    planned = vars(beside.traffic)
+    for collective in ("all_reduce", "all_gather", "reduce_scatter"):
+        assert beside.counted.get(collective, 0) == pytest.approx(planned[collective], rel=0.01, abs=1e4), collective
