@@ -57,6 +57,11 @@ def test_what_is_offloaded_is_elsewhere_and_all_there() -> None:
     assert (nvme.host, nvme.disk) == (4 * 500 + 2 * 500, 12 * 500)
 
 
+def test_a_place_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"offload_param.device = 'disk': allowed are none, cpu, nvme"):
+        Zero.read({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}})
+
+
 def test_a_short_reuse_distance_trades_memory_for_messages() -> None:
     far, near = (Zero(3, bucket=10, reuse=reuse) for reuse in (2000, 0))
     assert traffic_of(SIZE, far, 2, 1, 12).all_gather == 2 * 1000

@@ -101,7 +101,7 @@ def measure(model: ModelSection, training: TrainingSection) -> Beside:
     work = Work(positions=batch.positions, vectors=len(batch.features_RF), words=len(batch.language_rows_M))
     itemsize = 2 if training.precision == "bf16" else 4
     size = model_size(model, ObjectivesSection())
-    stream = stream_of(work, model, itemsize, training.activation_checkpointing, RANKS, prefetched=0)
+    stream = stream_of(work, model, itemsize, training.activation_checkpointing, RANKS, micro_batches=1)
     if itemsize == 2:  # a CPU multiplies bf16 by way of float32, also the word table and its gradient, one after the other
         stream = replace(stream, logits=stream.logits + 4 * size.word_table)
     return Beside(

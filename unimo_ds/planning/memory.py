@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from unimo_ds.config import ModelSection
+from unimo_ds.errors import ConfigError
 from unimo_ds.kernels.counts import CHUNK
 from unimo_ds.planning.workload import Work
 
 FRAMEWORK_BYTES = 1.5e9  # assumed: CUDA's context, NCCL's channels, workspaces of the libraries
 USABLE = 0.92  # assumed: of the memory; the rest is lost between the allocator's blocks
 MOST_GATHERED_BYTES = 1 << 30  # of CMCL's columns: beyond it the ranks pass them round (kernels/contrastive_over_ranks.py)
+_ELSEWHERE = ("cpu", "nvme")
 _UNSHARDED_BUCKET = 500_000_000  # elements that are reduced at once without ZeRO; DeepSpeed's own, no key sets it
 
 
@@ -47,8 +49,16 @@ class Zero:
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "Zero":
-        """From the content of a DeepSpeed file."""
+        """From the content of a DeepSpeed file.
+
+        Raises:
+            ConfigError: it puts something where DeepSpeed cannot.
+        """
         section = content.get("zero_optimization", {})
+        places = {key: section.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
+        for key, place in places.items():
+            if place not in ("none", *_ELSEWHERE):
+                raise ConfigError(f"zero_optimization.{key}.device = {place!r}: allowed are none, {', '.join(_ELSEWHERE)}")
         stage = int(section.get("stage", 0))
         return cls(
             stage=stage,
@@ -56,8 +66,8 @@ class Zero:
             overlap=bool(section.get("overlap_comm", stage == 3)),
             reuse=int(section.get("stage3_max_reuse_distance", cls.reuse)),
             float32_gradients=content.get("data_types", {}).get("grad_accum_dtype") == "fp32",
-            optimizer_at=section.get("offload_optimizer", {}).get("device", "none"),
-            weights_at=section.get("offload_param", {}).get("device", "none"),
+            optimizer_at=places["offload_optimizer"],
+            weights_at=places["offload_param"],
         )
 
     def kept(self, parameters: int) -> int:
@@ -95,15 +105,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Stream:
-    """What a rank holds of a micro-batch, in bytes."""
+    """What a rank holds of a micro-batch, in bytes, and `batches` of all those of its step, which are moved there at once."""
 
     activations: float = 0.0
     logits: float = 0.0
     contrastive: float = 0.0
-    prefetched: float = 0.0
+    batches: float = 0.0
 
 
-def stream_of(work: Work, model: ModelSection, itemsize: int, checkpointing: bool, ranks: int, prefetched: int) -> Stream:
+def stream_of(work: Work, model: ModelSection, itemsize: int, checkpointing: bool, ranks: int, micro_batches: int) -> Stream:
     """Of a rank's micro-batch with `work` in it.
 
     A layer keeps for its backward pass 16 vectors of a position (its input, queries, keys and values, attended, two sums before
@@ -113,13 +123,13 @@ def stream_of(work: Work, model: ModelSection, itemsize: int, checkpointing: boo
     width = model.hidden_size
     whole = width * (16 * itemsize + 2 * (model.dropout > 0)) + 4 * model.heads
     layers = model.layers * width * itemsize + whole if checkpointing else model.layers * whole
-    features = model.feature_width * (itemsize + 2)  # as read, in float16, and as projected
+    features = work.vectors * model.feature_width  # float16 as they come, and in the type of the weights as they are projected
     columns = work.matrix * ranks * width * (2 * 4 + 4)
     return Stream(
-        activations=work.positions * (layers + 4 * width * itemsize) + work.vectors * features,
+        activations=work.positions * (layers + 4 * width * itemsize) + features * itemsize,
         logits=min(work.words * model.vocabulary_size, CHUNK) * itemsize,
         contrastive=min(columns, MOST_GATHERED_BYTES),
-        prefetched=prefetched * work.vectors * model.feature_width * 2,
+        batches=micro_batches * features * 2,
     )
 
 
@@ -149,19 +159,16 @@ def _always(size: Size, zero: Zero, ranks: int, itemsize: int) -> tuple[dict[str
     if zero.stage == 0:
         states = {"masters": 0.0 if itemsize == 4 else 4.0 * count, "moments": 8.0 * count}
     gradients = (4 if zero.float32_gradients else itemsize) * shared if zero.stage == 3 else 0.0
-    host = disk = 0.0
-    if zero.weights_at != "none":
-        host, disk, weights = _away(weights, zero.weights_at, host, disk)
-    if zero.optimizer_at != "none":
-        host, disk, _ = _away(sum(states.values()), zero.optimizer_at, host, disk)
-        host += 4 * shared  # gradients wait for the update in float32
+    elsewhere = dict.fromkeys(_ELSEWHERE, 0.0)
+    if zero.weights_at in elsewhere:
+        elsewhere[zero.weights_at] += weights
+        weights = 0.0
+    if zero.optimizer_at in elsewhere:
+        elsewhere[zero.optimizer_at] += sum(states.values())
+        elsewhere["cpu"] += 4 * shared  # gradients wait for the update in float32
         states, gradients = dict.fromkeys(states, 0.0), 0.0
     buckets = float(itemsize * zero.bucket) if zero.stage == 3 else 0.0
-    return {"weights": weights, **states, "gradients": gradients, "buckets": buckets}, host, disk
-
-
-def _away(amount: float, place: str, host: float, disk: float) -> tuple[float, float, float]:
-    return (host + amount, disk, 0.0) if place == "cpu" else (host, disk + amount, 0.0)
+    return {"weights": weights, **states, "gradients": gradients, "buckets": buckets}, elsewhere["cpu"], elsewhere["nvme"]
 
 
 def _phases(size: Size, zero: Zero, ranks: int, itemsize: int, stream: Stream, several: bool) -> dict[str, dict[str, float]]:
@@ -171,7 +178,7 @@ def _phases(size: Size, zero: Zero, ranks: int, itemsize: int, stream: Stream, s
     buckets = float(itemsize * zero.bucket * (2 if zero.overlap else 1)) if zero.stage in (1, 2) else 0.0
     partial = {0: count, 1: count, 2: shared, 3: 0.0}[zero.stage]
     forward = {
-        "activations": stream.activations + stream.prefetched,
+        "activations": stream.activations + stream.batches,
         "logits and CMCL": stream.logits + stream.contrastive,
         "gathered weights": float(itemsize * max(zero.kept(size.parameters), size.word_table)) if zero.stage == 3 else 0.0,
         "gradients": partial if several else 0.0,

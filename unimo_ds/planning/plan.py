@@ -180,7 +180,7 @@ def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed:
     mine = work * (1 / (parts * min(cluster.ranks, work.samples)))
     # The stream of the fullest rank has up to a whole budget, or one sample where there are fewer samples than ranks.
     fullest = mine * max(1.0, min(data.positions_per_micro_batch / mine.positions, parts)) if mine.positions else mine
-    stream = stream_of(fullest, model, itemsize, recomputed, cluster.ranks, data.prefetch_steps)
+    stream = stream_of(fullest, model, itemsize, recomputed, cluster.ranks, parts)
     memory = memory_of(size, zero, cluster.ranks, itemsize, stream, several=parts > 1)
     traffic = traffic_of(size, zero, itemsize, parts, model.layers)
     flops = step_flops(work, model, recomputed)
