@@ -178,8 +178,8 @@ def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed:
     itemsize = 2 if config.training.precision == "bf16" else 4
     parts = micro_batches(work.positions, cluster.ranks, data.positions_per_micro_batch)
     mine = work * (1 / (parts * min(cluster.ranks, work.samples)))
-    # The stream of the fullest rank has up to a whole budget, or one sample where there are fewer samples than ranks.
-    fullest = mine * max(1.0, min(data.positions_per_micro_batch / mine.positions, parts)) if mine.positions else mine
+    # Streams are even on the average; one may be longer, and never than the budget.
+    fullest = mine * min(2.0, data.positions_per_micro_batch / mine.positions)
     stream = stream_of(fullest, model, itemsize, recomputed, cluster.ranks, parts)
     memory = memory_of(size, zero, cluster.ranks, itemsize, stream, several=parts > 1)
     traffic = traffic_of(size, zero, itemsize, parts, model.layers)
