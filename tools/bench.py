@@ -11,6 +11,7 @@
     python tools/bench.py extraction                      finding regions, for docs/performance.md
     python tools/bench.py rewriting                       precision, for docs/rewriting.md; fails below 98 %
     python tools/bench.py candidates                      what the candidates of CMCL cost, for docs/cmcl.md
+    python tools/bench.py plan                            what two ranks hold and send, beside the plan, for docs/plan.md
     python tools/bench.py neighbours                      100,000 pairs, images and sentences, for docs/neighbours.md
 
 Processor time of one thread, rounds interleaved, so ratios hold on a noisy machine.
@@ -28,6 +29,7 @@ from unimo_ds.bench import (
     extraction,
     generation,
     neighbours,
+    plan,
     regions,
     retrieval,
     rewriting,
@@ -48,6 +50,7 @@ WHAT = (
     "rewriting",
     "candidates",
     "neighbours",
+    "plan",
     "all",
 )
 
@@ -79,6 +82,9 @@ def main() -> None:
         sys.exit(world is not None and not rewriting.good_enough(judged))
     if given.what == "candidates":
         print(candidates.candidates_table(candidates.measure_candidates(given.recipe)))
+        return
+    if given.what == "plan":
+        print(plan.table(given.precisions))
         return
     rows: list[dict[str, object]] = []
     if given.what in ("regions", "all"):

@@ -132,6 +132,27 @@ def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], ov
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="a pre-training run, as YAML")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="nodes")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a node")] = 8,
+    gpu: Annotated[str, typer.Option(help="v100-32, a100-40, a100-80, h100, h200 or b200")] = "h100",
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """What a run will need: memory of a GPU by part, messages, time, disk; other ZeRO stages; up to 4,096 GPUs on paper."""
+    import json
+
+    from unimo_ds.config import load_config
+    from unimo_ds.planning.gpus import find_gpu
+    from unimo_ds.planning.plan import Cluster, make_plan
+    from unimo_ds.planning.report import as_text, as_values
+
+    made = make_plan(load_config(config, overrides or []), Cluster(find_gpu(gpu), nodes, gpus))
+    typer.echo(json.dumps(as_values(made), indent=1) if as_json else as_text(made))
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder or a checkpoint")],
     overrides: Overrides = None,
