@@ -151,6 +151,10 @@ class Engine:
         module: nn.Module = self._engine.module
         return module
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Sets the weights that the next pass computes with; `load_full_state` sets what updates go on from."""
+        self._load(self.module, weights)
+
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         for name, parameter in module.named_parameters():
             if name not in weights:
@@ -259,7 +263,8 @@ class Engine:
     def load_full_state(self, step: int, state_of: Callable[[str], dict[str, Tensor]]) -> None:
         """Sets master weights and moments from full tensors, and Adam's step count. All ranks must call it.
 
-        The weights that the next pass computes with are those that the engine was made with: give it the same.
+        The weights that the next pass computes with are those that the engine was made with: give it the same
+        (`load_weights`).
 
         Args:
             step: number of updates done.
