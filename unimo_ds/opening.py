@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unimo_ds import distributed
 from unimo_ds.config import FinetuneConfig, ModelSection, load_finetune_config
-from unimo_ds.engine.checkpoint_folder import best_checkpoint, find_checkpoint, read_state, read_weights
+from unimo_ds.engine.checkpoint_folder import best_checkpoint, find_checkpoint, read_model_weights, read_state, read_weights
 from unimo_ds.errors import CheckpointError, ConfigError
 from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tasks.examples import ExampleSet
 from unimo_ds.tasks.families import files_of, make_task
 from unimo_ds.tasks.task import Task, TaskModel
 from unimo_ds.tokenizer import Tokenizer
+
+PRETRAINING = "pre-training"  # in the place of a family
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,12 @@ class Start:
     model: ModelSection
     tokenizer: Tokenizer
     detector: dict[str, Any]
-    facts: dict[str, Any]  # of the task that it was fine-tuned for (`Task.facts`)
+    facts: dict[str, Any]  # of the task that it was fine-tuned for (`head_facts`); of pre-training none
+
+    @property
+    def family(self) -> str:
+        """Of the task that it was fine-tuned for, or else `PRETRAINING`."""
+        return str(self.facts.get("family", PRETRAINING))
 
 
 def read_start(path: Path) -> Start:
@@ -37,10 +46,15 @@ def read_start(path: Path) -> Start:
         CheckpointError: it is neither.
     """
     checkpoint = find_start(path)
+    if (path / "unimo_ds_state.json").exists():
+        raise CheckpointError(
+            f"{path}: is an exported model; `python tools/convert_weights.py huggingface {path} --out CHECKPOINT` makes a "
+            "checkpoint of it"
+        )
     if checkpoint is None or not (checkpoint / "state.json").exists():
         raise CheckpointError(
             f"{path}: neither a checkpoint folder of unimo_ds (with state.json) nor a run folder with checkpoints/; "
-            "set init to one of them"
+            "give one of them (a fine-tuning run: set init to it)"
         )
     state = read_state(checkpoint)
     model = ModelSection.model_validate(state["model"])
@@ -54,9 +68,25 @@ def find_start(path: Path) -> Path | None:
     return best_checkpoint(path / "checkpoints") or find_checkpoint(path / "checkpoints")
 
 
+def open_unimo(checkpoint: Path, model: ModelSection) -> UnimoModel:
+    """The model of a checkpoint of pre-training, in evaluation mode and float32, on the CPU.
+
+    Raises:
+        CheckpointError: it holds another model than this program makes of `model`.
+    """
+    with torch.device("meta"):  # no initial values: they would be replaced
+        unimo = UnimoModel(model)
+    try:
+        unimo.load_state_dict(read_model_weights(checkpoint), assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint}: was written by another version of this program ({reason})") from error
+    return unimo.eval()
+
+
 def open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], start: Start, teach: bool) -> ExampleSet:
     """Reads a set; its regions must be of the detector that the start was trained with."""
-    examples = ExampleSet(name, task, files_of(part), start.tokenizer, config.data, teach, show=distributed.rank() == 0)
+    examples = ExampleSet.read(name, task, files_of(part), start.tokenizer, config.data, teach, show=distributed.rank() == 0)
     stores = {id(example.store): example.store for example in examples.examples if example.store is not None}
     for store in stores.values():
         if start.detector:
@@ -100,13 +130,12 @@ def is_finetuned(path: Path) -> bool:
 
 
 def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
-    """A checkpoint of a fine-tuning run, or the best one of a run folder.
+    """A checkpoint of a fine-tuning run, or the best one of a run folder; on this rank's device. Every rank must call it.
 
     Raises:
         CheckpointError: there is none.
         ConfigError: the overrides make another task of it.
     """
-    distributed.initialise(timeout_seconds=600)
     start = read_start(path)
     checkpoint = start.checkpoint
     config = load_finetune_config(checkpoint / "config.yaml", overrides)

@@ -22,7 +22,7 @@ from tests.helpers import TINY, random_regions
 from unimo_ds.batch import Kind
 from unimo_ds.cli import app
 from unimo_ds.config import FinetuneConfig, ModelSection, dump_config
-from unimo_ds.convert.huggingface import import_exported
+from unimo_ds.conversion import import_huggingface
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, Sequence, with_targets
 from unimo_ds.engine.checkpoint_folder import Extras, damage_of, write_checkpoint
@@ -31,7 +31,7 @@ from unimo_ds.export import export_huggingface
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
 from unimo_ds.model.unimo import UnimoModel
-from unimo_ds.opening import build_model, head_facts
+from unimo_ds.opening import build_model, head_facts, read_start
 from unimo_ds.tasks.classification import joined
 from unimo_ds.tasks.families import make_task
 from unimo_ds.tasks.task import Tokens
@@ -335,7 +335,7 @@ def test_generation_by_default_is_the_task_s(
 @pytest.mark.parametrize("name", ["pretrained", *SECTIONS])
 def test_the_way_back_is_exact(name: str, made: dict[str, Made], tmp_path: Path) -> None:
     one, back = made[name], tmp_path / "back"
-    import_exported(one.exported, back)
+    import_huggingface(one.exported, back)
     assert damage_of(back) is None
     for file in ("config.yaml", "state.json", "tokenizer/vocab.json", "tokenizer/merges.txt"):
         assert (back / file).read_bytes() == (one.checkpoint / file).read_bytes()
@@ -370,7 +370,7 @@ def test_a_damaged_folder_is_not_imported(
     shutil.copytree(made["pretrained"].exported, copy)
     damage(copy)
     with pytest.raises(CheckpointError, match=said):
-        import_exported(copy, tmp_path / "back")
+        import_huggingface(copy, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
@@ -383,6 +383,11 @@ def test_the_command_says_what_it_took_and_refuses_what_is_there(made: dict[str,
     assert "exists already" in str(CliRunner().invoke(app, words).exception)
     wrong = CliRunner().invoke(app, [*words[:2], "--format", "onnx", "--out", str(tmp_path / "other")])
     assert "only `huggingface` is allowed" in str(wrong.exception)
+
+
+def test_an_exported_folder_is_no_checkpoint_and_the_error_says_what_to_do(made: dict[str, Made]) -> None:
+    with pytest.raises(CheckpointError, match=r"convert_weights\.py huggingface"):
+        read_start(made["vqa"].exported)
 
 
 def test_a_damaged_checkpoint_is_not_exported(made: dict[str, Made], tmp_path: Path) -> None:

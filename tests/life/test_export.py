@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.life import small_run
 from tests.life.test_kill_and_resume import without_dropout
+from unimo_ds.conversion import import_huggingface
 from unimo_ds.convert.exported.modeling_unimo import UnimoForMaskedLM
-from unimo_ds.convert.huggingface import import_exported
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Sequence
 from unimo_ds.engine.checkpoint_folder import read_model_weights
@@ -67,7 +67,7 @@ def test_every_stage_gives_the_same_model(inputs: Path, exported: dict[int, Path
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_way_back_is_exact(stage: int, inputs: Path, exported: dict[int, Path], tmp_path: Path) -> None:
-    import_exported(exported[stage], tmp_path / "back")
+    import_huggingface(exported[stage], tmp_path / "back")
     before = load_file(read_start(inputs / f"exported_from_{stage}").checkpoint / "model.safetensors")
     after = load_file(tmp_path / "back" / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

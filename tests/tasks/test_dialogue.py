@@ -177,7 +177,7 @@ def test_a_dialogue_over_the_budget_is_named_before_training(tmp_path: Path, tok
     content = {"id": "s", "story": "A cup is red." * 20, "questions": turns("Who?"), "answers": turns("a cat")}
     (tmp_path / "train.json").write_text(json.dumps({"data": [content]}))
     coqa, files = task(tokenizer), DialogueFiles(path=tmp_path / "train.json")
-    examples = ExampleSet("train", coqa, [files], tokenizer, TaskDataSection(max_text_tokens=40), teach=True, show=False)
+    examples = ExampleSet.read("train", coqa, [files], tokenizer, TaskDataSection(max_text_tokens=40), teach=True, show=False)
     own = [(0, 0)]
     batch = examples.pack([(0, own)], 4, [])
     assert examples.positions(own) == 1 + 39 + len(tokenizer.encode(["Who?"])[0]) + 1 + 32 >= batch.batch.positions

@@ -62,9 +62,9 @@ def test_what_has_no_name_is_an_error(tmp_path: Path) -> None:
         expect_names(store_of(tmp_path / "unnamed", ()))
     store = store_of(tmp_path / "few", ("cup", "dog", "tree"))
     expect_names(store)
-    with pytest.raises(ValueError, match=r"'a\.jpg' has a region of class 4, and .*few names 3 classes"):
+    with pytest.raises(ValueError, match=r"few: image 'a\.jpg': has a region of class 4, and 3 classes have names"):
         object_tags(store, "a.jpg", TagsSection(threshold=0.35))
-    with pytest.raises(ValueError, match=r"'classless\.jpg' have no classes"):
+    with pytest.raises(ValueError, match=r"'classless\.jpg': its regions have no classes"):
         object_tags(store, "classless.jpg", TagsSection(threshold=0.35))
 
 
@@ -85,7 +85,7 @@ def test_captions_are_read_with_the_tags_of_their_image(tmp_path: Path) -> None:
         rejects = Rejects()
         found = list(tagged().read(files, rejects, teach))
         assert [each.texts for each in found] == [("cup dog stop sign",)] * count
-        assert rejects.count == 1 and "captions.json: the regions of image 'classless.jpg'" in rejects.reasons[0]
+        assert rejects.count == 1 and "image 'classless.jpg': its regions have no classes" in rejects.reasons[0]
 
 
 def tagged(most: int = 100, **decoding: Any) -> Captioning:

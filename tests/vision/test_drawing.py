@@ -18,6 +18,7 @@ from unimo_ds.vision.drawing import (
     name_of,
     place_labels,
     resize_regions,
+    write_under,
 )
 
 CLASSES, ATTRIBUTES = ("cup", "key", "tree"), ("red", "blue")
@@ -149,3 +150,14 @@ def test_resized_regions_lie_on_the_resized_picture() -> None:
     resized = resize_regions(regions_of([[10, 20, 100, 80]]), 400, 80)
     assert (resized.width, resized.height) == (400, 80) and resized.boxes_R4.tolist() == [[20, 10, 200, 40]]
     assert resized.boxes_R4.dtype == np.float32
+
+
+def test_lines_stand_beneath_the_picture_and_are_broken_at_its_width() -> None:
+    picture = Image.new("RGB", (280, 100), "red")
+    sheets = [np.array(write_under(picture, lines)) for lines in (["word"], ["word " * 40], ["word", "word"], ["w" * 300], [])]
+    heights = [len(sheet) - 100 for sheet in sheets]
+    assert heights[0] == heights[3] < heights[2] < heights[1] and heights[4] < heights[0], "a word too long is cut"
+    for sheet in sheets:
+        assert sheet.shape[1] == 280 and (sheet[:100] == (255, 0, 0)).all()
+        assert (sheet[100:, -4:] == 255).all() and (sheet[-2:] == 255).all(), "nothing runs over the edge"
+    assert all((sheet[100:] < 100).any() for sheet in sheets[:4])

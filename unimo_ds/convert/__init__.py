@@ -1,1 +1,1 @@
-"""Weights and tokenizers that others wrote, in their forms, and how they become ours; and ours in the form of Hugging Face."""
+"""Weights and tokenizers in the forms of others: what others published becomes ours, and ours becomes Hugging Face's."""

@@ -7,7 +7,7 @@ of a model with heads, and the rest stands as it is. Nothing is copied, split or
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from unimo_ds.config import DecodingSection, ModelSection
 from unimo_ds.convert.exported.configuration_unimo import UnimoConfig
 from unimo_ds.convert.model_card import model_card
-from unimo_ds.engine.checkpoint_folder import Extras, fresh, write_checkpoint
+from unimo_ds.engine.checkpoint_folder import Extras, fresh
 from unimo_ds.errors import CheckpointError
 from unimo_ds.model.embeddings import ROLES, TURNS
 from unimo_ds.model.layers import EPSILON
@@ -214,7 +214,7 @@ def read_exported(folder: Path) -> tuple[dict[str, Tensor], Extras]:
     """What a checkpoint is made of, from an exported folder.
 
     Raises:
-        CheckpointError: it is no exported folder of this model, or a file is missing or damaged.
+        CheckpointError: it is no exported folder of this model, a file is missing or damaged, or its weights do not fit.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -227,19 +227,14 @@ def read_exported(folder: Path) -> tuple[dict[str, Tensor], Extras]:
         )
     if missing := [name for name in (*_TOKENIZER, _STATE, _RUN) if not (folder / name).exists()]:
         raise CheckpointError(f"{folder}: no {', no '.join(missing)}; copy them from where the model was exported to")
+    weights = {name.removeprefix("unimo."): value for name, value in weights.items()}
     state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    extras = Extras((folder / _RUN).read_text(encoding="utf-8"), state, folder)
-    return {name.removeprefix("unimo."): value for name, value in weights.items()}, extras
+    _expect_fitting(folder, weights, ModelSection.model_validate(state["model"]))
+    return weights, Extras((folder / _RUN).read_text(encoding="utf-8"), state, folder)
 
 
-def import_exported(folder: Path, out: Path) -> None:
-    """The checkpoint that an exported folder was made of, with the weights that the folder has now.
-
-    Raises:
-        CheckpointError: as `read_exported`; or a weight is missing, unknown, or of another shape than the state says.
-    """
-    weights, extras = read_exported(folder)
-    model = ModelSection.model_validate(extras.state["model"])
+def _expect_fitting(folder: Path, weights: Mapping[str, Tensor], model: ModelSection) -> None:
+    """Refuses weights that are missing, unknown, or of another shape than the state says."""
     with torch.device("meta"):
         unimo = UnimoModel(model)
         if any(".voice." in name for name in weights):
@@ -254,4 +249,3 @@ def import_exported(folder: Path, out: Path) -> None:
             f"{what} {', '.join(names[:3])}" for what, names in (("lacks", missing), ("cannot place", wrong)) if names
         )
         raise CheckpointError(f"{folder}/model.safetensors: does not fit {_STATE} beside it: {named}")
-    write_checkpoint(out, weights, extras)

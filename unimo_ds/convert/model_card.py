@@ -106,10 +106,15 @@ def _facts(config: dict[str, Any], state: dict[str, Any], run: dict[str, Any]) -
         "opened by": ", ".join(f"`{auto}`" for auto in config["auto_map"] if auto != "AutoConfig"),
         "regions": _detector(state.get("detector") or {}, config["feature_width"]),
         "fine-tuned for": run.get("task", {}).get("family", ""),
-        "started from": str(state.get("source") or run.get("init") or ""),
+        "started from": _origin(state.get("source")) or str(run.get("init") or ""),
         "trained": _training(state, run.get("training", {})),
         "corpora": ", ".join(f"{each['name']} ({each['kind']}, {each['per_step']} a step)" for each in corpora),
     }
+
+
+def _origin(source: dict[str, str] | None) -> str:
+    """Where converted weights came from."""
+    return f"{source['kind']} ({source['folder']}, files' sha256 {source['sha256'][:16]})" if source else ""
 
 
 def _training(state: dict[str, Any], training: dict[str, Any]) -> str:

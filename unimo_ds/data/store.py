@@ -313,6 +313,19 @@ def describe_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return "; ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in keys[:4])
 
 
+def expect_same_detector(found: dict[str, Any], wanted: dict[str, Any], what: str, whose: str) -> None:
+    """Refuses `what`, regions found by the detector of identity `found`, where those of `whose` are of `wanted`.
+
+    Raises:
+        StoreError: names the keys that differ.
+    """
+    if found != wanted:
+        raise StoreError(
+            f"{what}: made by another detector than {whose}; {describe_difference(found, wanted)}. "
+            "Extract the features again with the same detector, or start from a checkpoint of this one."
+        )
+
+
 def finish_store(folder: Path) -> dict[str, Any]:
     """Merges the shards' summaries into `manifest.json`, the mark of a finished store, and returns it.
 
@@ -514,11 +527,7 @@ class RegionStore:
         Raises:
             StoreError: names the keys that differ.
         """
-        if detector != self.detector:
-            raise StoreError(
-                f"{self.folder}: made by another detector than {whose}; {describe_difference(self.detector, detector)}. "
-                "Extract the features again with the same detector, or start from a checkpoint of this one."
-            )
+        expect_same_detector(self.detector, detector, f"{self.folder}", whose)
 
     def _open(self) -> list[Any]:
         if self._pid != os.getpid():

@@ -30,15 +30,19 @@ def learning_rate(training: TrainingSection, step: int) -> float:
     return training.learning_rate * max(0, training.steps - step) / max(1, training.steps - training.warmup_steps)
 
 
+def deepspeed_file(training: OptimisationSection) -> Path:
+    """Where the run's DeepSpeed JSON is: as it is named; or, started from another folder, among those beside the package."""
+    path = training.deepspeed
+    return path if path.exists() else Path(__file__).parents[2] / path
+
+
 def deepspeed_config(training: OptimisationSection) -> dict[str, Any]:
     """The plain DeepSpeed JSON of the run, completed by what the run's configuration decides.
 
     Raises:
         ConfigError: the file cannot be read, or sets a key that belongs to the run's configuration.
     """
-    path = training.deepspeed
-    if not path.exists():  # started from another folder: the files beside the package
-        path = Path(__file__).parents[2] / training.deepspeed
+    path = deepspeed_file(training)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -11,10 +11,9 @@ import torch
 from unimo_ds import distributed
 from unimo_ds.batch import Batch, Kind
 from unimo_ds.config import CmclSection, ModelSection
-from unimo_ds.engine.checkpoint_folder import checkpoint_name, damage_of, read_model_weights, read_state
-from unimo_ds.errors import CheckpointError
-from unimo_ds.model.unimo import UnimoModel
+from unimo_ds.engine.checkpoint_folder import checkpoint_name, damage_of, read_state
 from unimo_ds.objectives.contrastive import contrastive_losses, score_candidates
+from unimo_ds.opening import open_unimo
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,7 @@ class Scorer:
         self.checkpoint, self._cmcl = checkpoint, cmcl
         state = read_state(checkpoint)
         self.step, self.detector = int(state["step"]), dict(state["detector"])
-        with torch.device("meta"):  # no initial values: they would be replaced
-            self._unimo = UnimoModel(ModelSection.model_validate(state["model"]))
-        try:
-            self._unimo.load_state_dict(read_model_weights(checkpoint), assign=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{checkpoint}: was written by another version of this program ({reason})") from error
-        self._unimo.to(distributed.device()).eval()
+        self._unimo = open_unimo(checkpoint, ModelSection.model_validate(state["model"])).to(distributed.device())
         assert self._unimo.temperature is not None
         with torch.no_grad():
             self.temperature = float(self._unimo.temperature())

@@ -37,6 +37,11 @@ class Decoding:
     length_penalty: float = 0.0
     block_trigrams: bool = False
 
+    @property
+    def rows(self) -> int:
+        """Rows of keys and values that a sentence needs behind its prefix (`model.cache`)."""
+        return 1 + (self.longest - 1) * self.beams
+
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise ValueError(f"beams {self.beams}: wants 1 or more")

@@ -51,7 +51,7 @@ def generate(
     if decoding.longest > most:
         raise ValueError(f"longest {decoding.longest}: the model has positions for {most} tokens of a text")
     beams = Beams(prefix.sequences, decoding, start, end, forbidden, starts_word_V, prefix.token_ids_W.device)
-    cache = Cache(prefix, rows=1 + (decoding.longest - 1) * decoding.beams)
+    cache = Cache(prefix, rows=decoding.rows)
     unimo(prefix, attend=cache.encode)
     nothing = prefix.emptied()
     for step in range(decoding.longest):

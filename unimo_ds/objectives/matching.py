@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unimo_ds.batch import Batch, Kind
+from unimo_ds.config import ObjectivesSection
 from unimo_ds.model.unimo import Outputs
+
+
+def joint_scores(outputs: Outputs, objectives: ObjectivesSection) -> Tensor:
+    """How well each jointly encoded image and text fit, [J]: CMCL's cosine, or the matching head's logit without CMCL."""
+    if objectives.cmcl.weight == 0:
+        return outputs.matching_logits_J
+    return (outputs.image_vectors_ID * outputs.text_vectors_XD).sum(1)
 
 
 def matching_loss(outputs: Outputs, batch: Batch) -> Tensor:

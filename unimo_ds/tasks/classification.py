@@ -84,6 +84,11 @@ class Classes:
         """The likeliest class of each example, by its scores [C]."""
         return [self.names[number] for number in np.argmax(scores, axis=1)]
 
+    def likeliest(self, scores_C: Any) -> list[tuple[str, float]]:
+        """All classes with their probabilities, the likeliest first."""
+        probabilities_C = torch.from_numpy(scores_C).double().softmax(0).tolist()
+        return sorted(zip(self.names, probabilities_C, strict=True), key=lambda each: -each[1])
+
     def judge(self, scores: Sequence[Any], examples: Sequence[Example]) -> list[Judged]:
         """Right is worth 1 and wrong 0, ordered by the probability of the true class."""
         log_probabilities_BC = F.log_softmax(torch.from_numpy(np.stack(scores)).double(), dim=1)

@@ -88,6 +88,10 @@ class Entailment(AdversarialTask[EntailmentFiles]):
         scores_BC = self.output(unimo, head, batch, perturbation_WD)
         return self.losses(scores_BC, targets), scores_BC
 
+    def likeliest(self, answer: Any) -> list[tuple[str, float]]:
+        """The classes with their probabilities, the likeliest first; `answer` as `answers` gives it."""
+        return self._classes.likeliest(answer)
+
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return {"accuracy": accuracy(np.argmax(answers, axis=1), np.array([example.label for example in examples]))}
 

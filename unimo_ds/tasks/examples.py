@@ -35,37 +35,25 @@ class ExampleSet:
     Args:
         name: for messages.
         task: whose examples they are.
-        files: where they are; several are joined.
+        examples: at least one; `read` takes them from files.
         tokenizer: the run's tokenizer.
         data: how much of an example is read.
-        teach: examples to train on; else to be evaluated, and then those with a damaged image are left out at once.
-        show: report what is left out.
+        teach: they are to train on; else to be evaluated.
 
     Attributes:
         images: a number for each example, the same for examples of one image.
-
-    Raises:
-        DataError: not one example can be used.
     """
 
     def __init__(
         self,
         name: str,
         task: Task[Any],
-        files: Sequence[Any],
+        examples: Sequence[Example],
         tokenizer: Tokenizer,
         data: TaskDataSection,
         teach: bool,
-        show: bool,
     ) -> None:
-        self.name, self.task, self._data = name, task, data
-        rejects = Rejects()
-        found = chain.from_iterable(task.read(part, rejects, teach) for part in files)
-        self.examples = list(_labelled(found, rejects) if teach else _readable(found, rejects))
-        if show:
-            rejects.report(name, len(self.examples))
-        if not self.examples:
-            raise DataError(f"{name}: not one example can be used" + "".join(f"; {reason}" for reason in rejects.reasons[:1]))
+        self.name, self.task, self.examples, self._data = name, task, examples, data
         self._targets = int(teach and any(example.target for example in self.examples))  # texts behind the others
         numbers: dict[str, int] = {}  # each text is tokenised once: a story is told again with every question about it
         texts = chain.from_iterable(self._texts(example) for example in self.examples)
@@ -77,6 +65,36 @@ class ExampleSet:
         self._text_rows = np.array([task.text_rows(self.tokens(number)) for number in range(len(self.examples))])
         images: dict[tuple[int, str], tuple[int, int]] = {}
         self.images, self._image_rows = np.array([_image(example, data.max_regions, images) for example in self.examples]).T
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        task: Task[Any],
+        files: Sequence[Any],
+        tokenizer: Tokenizer,
+        data: TaskDataSection,
+        teach: bool,
+        show: bool,
+    ) -> "ExampleSet":
+        """The examples of files, which are joined; those to be evaluated that have a damaged image are left out at once.
+
+        Args:
+            files: where they are, in the task's own form.
+            show: report what is left out.
+            name, task, tokenizer, data, teach: as in the class.
+
+        Raises:
+            DataError: not one example can be used.
+        """
+        rejects = Rejects()
+        found = chain.from_iterable(task.read(part, rejects, teach) for part in files)
+        examples = list(_labelled(found, rejects) if teach else _readable(found, rejects))
+        if show:
+            rejects.report(name, len(examples))
+        if not examples:
+            raise DataError(f"{name}: not one example can be used" + "".join(f"; {reason}" for reason in rejects.reasons[:1]))
+        return cls(name, task, examples, tokenizer, data, teach)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -7,6 +7,8 @@ surest first; their tokens alone, as the layout `[IMG] v.. objects [CLS] caption
 first on, as every other part of a sequence has them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unimo_ds.batch import FIRST_POSITION
@@ -14,7 +16,7 @@ from unimo_ds.config import TagsSection
 from unimo_ds.data.sequences import IGNORED, Ints, PackedText
 from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import DataError
-from unimo_ds.regions import BACKGROUND, best_objects
+from unimo_ds.regions import BACKGROUND, Regions, best_objects
 
 
 def expect_names(store: RegionStore) -> None:
@@ -33,18 +35,27 @@ def object_tags(store: RegionStore, key: str, section: TagsSection) -> tuple[str
         ValueError: a class has no name.
         DamagedRecordError: the record of the image is cut.
     """
-    regions = store.get(key, check=False)  # the vectors, nearly all of a record, are not read here
+    try:
+        return tags_of(store.get(key, check=False), store.class_names, section)  # the vectors, nearly all of it, are not read
+    except ValueError as error:
+        raise ValueError(f"{store.folder}: image {key!r}: {error}") from error
+
+
+def tags_of(regions: Regions, class_names: Sequence[str], section: TagsSection) -> tuple[str, ...]:
+    """The tags of regions, as `object_tags` gives them.
+
+    Raises:
+        ValueError: a class has no name, or there are no classes.
+    """
     if regions.class_ids_RK.shape[1] == 0:
-        raise ValueError(f"the regions of image {key!r} have no classes, which task.object_tags names")
+        raise ValueError("its regions have no classes, which task.object_tags names")
     ids_R, probabilities_R = best_objects(regions)
     order_R = np.argsort(-probabilities_R, kind="stable")
     sure = [int(ids_R[place]) for place in order_R if probabilities_R[place] > section.threshold]
     classes = [number for number in dict.fromkeys(sure) if number != BACKGROUND]
-    if nameless := [number for number in classes if number > len(store.class_names)]:
-        raise ValueError(
-            f"image {key!r} has a region of class {nameless[0]}, and {store.folder} names {len(store.class_names)} classes"
-        )
-    return (" ".join(store.class_names[number - 1] for number in classes),) if classes else ()
+    if nameless := [number for number in classes if number > len(class_names)]:
+        raise ValueError(f"has a region of class {nameless[0]}, and {len(class_names)} classes have names")
+    return (" ".join(class_names[number - 1] for number in classes),) if classes else ()
 
 
 def packed_tags(tokens: Ints, most: int) -> PackedText:

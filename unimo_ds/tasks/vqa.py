@@ -127,6 +127,10 @@ class Vqa(Task[VqaFiles]):
         pairs = zip(examples, self._chosen(answers), strict=True)
         return json.dumps([{"question_id": number_or_name(example.name), "answer": answer} for example, answer in pairs])
 
+    def likeliest(self, answer: Any) -> list[tuple[str, float]]:
+        """The best answers to a question with their probabilities, the likeliest first; `answer` as `answers` gives it."""
+        return [(self._answers[int(number)], probability) for number, probability in zip(*answer.tolist(), strict=True)]
+
     def _chosen(self, answers: Sequence[Any]) -> list[str]:
         return [self._answers[int(best_2K[0, 0])] for best_2K in answers]
 

@@ -48,12 +48,22 @@ from unimo_ds.tokenizer import CLS, SEP, Tokenizer
 F = TypeVar("F")
 
 
+def write_texts(unimo: UnimoModel, prefix: Batch, decoding: Decoding, tokenizer: Tokenizer) -> list[str]:
+    """The text of each sequence of `prefix` (`model.generation`): of words alone, with no special token in it."""
+    forbidden = [*(number for number in range(FIRST_WORD) if number != SEP), tokenizer.mask]
+    found = generate(unimo, prefix, decoding, CLS, SEP, forbidden, tokenizer.begins_with_space_V.tolist())
+    return [tokenizer.decode(each.ids) for each in found]
+
+
 class Writing(Task[F]):
     """What all families of generated texts share.
 
     Args:
         section: of the run.
         tokenizer: of the run.
+
+    Attributes:
+        decoding: how its texts are searched for.
     """
 
     heads = ("language_head",)
@@ -61,9 +71,7 @@ class Writing(Task[F]):
     def __init__(self, section: CaptioningSection | WritingSection | DialogueSection, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._views = tokenizer, ViewMaker(tokenizer, MaskingSection())
         self._longest_target, self._smoothing = section.max_target_tokens, section.label_smoothing
-        self._decoding = Decoding(**section.decoding.model_dump())
-        self._forbidden = [*(number for number in range(FIRST_WORD) if number != SEP), tokenizer.mask]
-        self._starts_word_V: list[bool] = tokenizer.begins_with_space_V.tolist()
+        self.decoding = Decoding(**section.decoding.model_dump())
 
     def build_head(self, model: ModelSection) -> nn.Module:
         return nn.Identity()
@@ -87,7 +95,7 @@ class Writing(Task[F]):
 
     def _rows_of_search(self, tokens: Tokens) -> int:
         """What `model.cache` keeps of each text that is searched for, in rows."""
-        return 0 if tokens.target is not None else 1 + (self._decoding.longest - 1) * self._decoding.beams
+        return 0 if tokens.target is not None else self.decoding.rows
 
     def teach(self, packed: Batch, examples: Sequence[Example]) -> TaskBatch:
         return TaskBatch(packed, self.targets(examples), len(packed.language_rows_M))
@@ -103,8 +111,7 @@ class Writing(Task[F]):
         return output
 
     def answers(self, unimo: UnimoModel, head: nn.Module, batch: Batch) -> list[Any]:
-        found = generate(unimo, batch, self._decoding, CLS, SEP, self._forbidden, self._starts_word_V)
-        return [self._tokenizer.decode(each.ids) for each in found]
+        return write_texts(unimo, batch, self.decoding, self._tokenizer)
 
     @abstractmethod
     def read(self, files: F, rejects: Rejects, teach: bool) -> Iterator[Example]:
@@ -112,14 +119,18 @@ class Writing(Task[F]):
 
 
 class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
-    """Captions of images."""
+    """Captions of images.
+
+    Attributes:
+        tags: which names of detected objects stand beside an image; None: none do.
+    """
 
     chosen_by = "cider_d"
     ending = ".json"
 
     def __init__(self, section: CaptioningSection, tokenizer: Tokenizer) -> None:
         super().__init__(section, tokenizer)
-        self._tags = section.object_tags
+        self.tags = section.object_tags
         self.adversarial = section.adversarial
 
     def scored(
@@ -130,7 +141,7 @@ class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
 
     def read(self, files: CaptionFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
-        if self._tags is not None:
+        if self.tags is not None:
             expect_names(store)
         for number, name, captions in captioned(files, self._tokenizer, rejects):
             key = files.images.format(name)
@@ -138,7 +149,7 @@ class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
                 rejects(f"{files.path}: image {key!r} has no regions in {store.folder}")
                 continue
             try:
-                tags = () if self._tags is None else object_tags(store, key, self._tags)
+                tags = () if self.tags is None else object_tags(store, key, self.tags)
             except (ValueError, DamagedRecordError) as error:
                 rejects(f"{files.path}: {error}")
                 continue
@@ -149,8 +160,8 @@ class Captioning(AdversarialTask[CaptionFiles], Writing[CaptionFiles]):
                 yield Example(number, tags, key, store, label=captions or None)
 
     def source(self, tokens: Tokens) -> PackedText:
-        assert self._tags is not None
-        return packed_tags(tokens.texts[0], min(self._tags.most_tokens, tokens.limit))
+        assert self.tags is not None
+        return packed_tags(tokens.texts[0], min(self.tags.most_tokens, tokens.limit))
 
     def score(self, answers: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         return caption_scores(answers, [example.label for example in examples])

@@ -156,6 +156,37 @@ def draw_surest(
     return drawn, f"{len(shown)} of {len(regions)} regions drawn"
 
 
+def write_under(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The picture with `lines` beneath it on white, each broken where it is wider than the picture."""
+    size = min(_LARGEST_LETTER, max(12, image.width // 28))
+    margin, height = size // 2, size * 3 // 2
+    canvas = ImageDraw.Draw(image)
+    rows = [
+        (row, font)
+        for line in lines
+        for font in [font_for(line, size)]
+        for row in _rows(canvas, line, font, image.width - size)
+    ]
+    sheet = Image.new("RGB", (image.width, image.height + height * len(rows) + margin), "white")
+    sheet.paste(image)
+    canvas = ImageDraw.Draw(sheet)
+    for number, (row, font) in enumerate(rows):
+        canvas.text((margin, image.height + margin // 2 + height * number), row, fill="black", font=font)
+    return sheet
+
+
+def _rows(canvas: ImageDraw.ImageDraw, line: str, font: Font, width: float) -> list[str]:
+    """`line` in rows that are not wider than `width`, broken at spaces; a longer word is cut."""
+    rows: list[str] = []
+    for word in line.split():
+        longer = f"{rows[-1]} {word}" if rows else word
+        if rows and canvas.textlength(longer, font=font) <= width:
+            rows[-1] = longer
+        else:
+            rows.append(_shorten(canvas, word, font, width))
+    return rows
+
+
 def letters_on(colour: str) -> str:
     """White, or black where white has less than the contrast of 3 that large letters need (relative luminance, WCAG 2.1)."""
     linear = [

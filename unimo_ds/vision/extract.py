@@ -76,7 +76,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         ImageError: as `decode_image`.
     """
-    return _as_tensor(_read(Item(path.name, str(path))))
+    return as_tensor(_read(Item(path.name, str(path))))
 
 
 def decode_image(file: BinaryIO) -> Pixels:
@@ -89,7 +89,7 @@ def decode_image(file: BinaryIO) -> Pixels:
         with Image.open(file, formats=_FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ImageError(f"too large: {picture.width}x{picture.height} pixels; at most {MOST_PIXELS:,} are read")
-            return _as_rgb(picture)
+            return as_rgb(picture)
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -103,7 +103,12 @@ def decode_image(file: BinaryIO) -> Pixels:
         raise ImageError(f"{kind}: {type(error).__name__}: {error}") from error
 
 
-def _as_rgb(picture: Image.Image) -> Pixels:
+def as_rgb(picture: Image.Image) -> Pixels:
+    """The first frame of an opened picture, as `decode_image` gives it.
+
+    Raises:
+        ImageError: pixels without a known range.
+    """
     if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow's own conversion would cut off all above 255
         grey_HW = np.array(picture).astype(np.int64)
         if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
@@ -114,7 +119,8 @@ def _as_rgb(picture: Image.Image) -> Pixels:
     return np.array(picture.convert("RGB"))
 
 
-def _as_tensor(pixels_HW3: Pixels) -> Tensor:
+def as_tensor(pixels_HW3: Pixels) -> Tensor:
+    """Pixels as a detector takes them, [3, H, W]."""
     return torch.from_numpy(pixels_HW3).permute(2, 0, 1).contiguous()
 
 
@@ -276,7 +282,7 @@ def _detect(members: Sequence[_Member], detector: Detector, fail: Callable[[Item
     if not members:
         return []
     try:
-        images = [_as_tensor(member.pixels_HW3) for member in members if member.pixels_HW3 is not None]
+        images = [as_tensor(member.pixels_HW3) for member in members if member.pixels_HW3 is not None]
         return list(zip([member.item.key for member in members], detector.detect(images), strict=True))
     except RuntimeError as error:
         if _is_lost_decoder(error):  # torch reports it in whatever the main thread is doing
