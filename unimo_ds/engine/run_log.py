@@ -7,6 +7,7 @@ events.jsonl        one object a line: a step that was left out, or a roll back,
 tensorboard/        the same numbers as events
 samples-rank*.jsonl (training.log_samples) the sample ids of every step
 checkpoints/        see `unimo_ds.engine.checkpoint`
+ranks/              see `unimo_ds.engine.watch`
 """
 
 import json
