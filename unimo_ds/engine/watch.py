@@ -99,7 +99,7 @@ class Watch:
                 continue
             silent = self._look()
             if waited > limit or (silent and phase != "start_up"):
-                self._give_up(self._verdict(silent, waited, limit))
+                self._give_up(self._verdict(silent, waited))
 
     def _look(self) -> list[int]:
         """Looks at the files of all; the ranks that are silent. Counted in looks: a file system that hangs delays these too."""
@@ -161,11 +161,11 @@ class Watch:
                 found[rank] = None
         return found
 
-    def _verdict(self, silent: list[int], waited: float, limit: float) -> str:
+    def _verdict(self, silent: list[int], waited: float) -> str:
         """The rank that the others wait for, and what is known of it."""
         phase, step, _ = self._stand
         now = self._seen
-        within = f"within {waited:.0f} s (training.timeouts.{phase} = {limit:.0f})"
+        within = f"within {waited:.0f} s (training.timeouts.{phase} = {getattr(self._timeouts, phase)})"
         if phase == "start_up":
             if silent:
                 missing = self._listed(silent, self._place)
