@@ -111,6 +111,18 @@ def predict_sets(
 
 
 @app.command()
+def supervise(
+    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    command: Annotated[list[str], typer.Argument(help="after --: the launcher with its words")],
+    max_restarts: Annotated[int, typer.Option(help="how often it is started again, at most", min=0)] = 3,
+) -> None:
+    """Start a launcher, and start it again when it has failed: unimo-ds supervise runs/base -- deepspeed --module ..."""
+    from unimo_ds.supervision import supervise as run_supervised
+
+    sys.exit(run_supervised(run, command, max_restarts))
+
+
+@app.command()
 def prepare(config: Annotated[Path, typer.Argument(help="the run, as YAML")], overrides: Overrides = None) -> None:
     """Tokenise a run's corpora ahead of the run; done before, it is reused."""
     from unimo_ds.config import load_config

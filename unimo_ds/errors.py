@@ -21,5 +21,9 @@ class DamagedRecordError(StoreError):
     """One record of a regions store does not match its checksum; the others can still be read."""
 
 
+class TrainingError(UnimoError):
+    """Training cannot go on: the message says at which step, why, and where to look."""
+
+
 class CheckpointError(UnimoError):
     """A checkpoint is incomplete, damaged, or of another model."""

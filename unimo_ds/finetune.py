@@ -18,6 +18,7 @@ from unimo_ds.engine.checkpoint import resume
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, mark_best, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
+from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import parameter_groups
@@ -44,7 +45,13 @@ def finetune(config: FinetuneConfig) -> Path | None:
     Raises:
         UnimoError: the configuration, an input or the run folder is wrong; the message says what to do.
     """
-    here = distributed.initialise(config.training.collective_timeout_seconds)
+    with Watch(config.folder, config.training.timeouts) as watch:
+        return _finetune(config, watch)
+
+
+def _finetune(config: FinetuneConfig, watch: Watch) -> Path | None:
+    here = distributed.initialise(config.training.timeouts.longest)
+    watch.enter("prepare")
     start = read_start(config.init)
     nvidia_apex.check(start.model.layer_norm, config.training.optimizer)
     check_settings(config.training)
@@ -84,7 +91,7 @@ def finetune(config: FinetuneConfig) -> Path | None:
         train, config.training.batch_size, config.data.positions_per_micro_batch, config.seed, start.model.feature_width
     )
     try:
-        return FinetuningRun(config, training, engine, task, start, steps, dev, log).train(step)
+        return FinetuningRun(config, training, engine, task, start, steps, dev, log, checkpoint, watch).train(step)
     finally:
         log.close()
 
@@ -178,8 +185,10 @@ class FinetuningRun(TrainingRun):
         steps: TaskSteps,
         dev: dict[str, ExampleSet],
         log: RunLog,
+        checkpoint: Path | None,
+        watch: Watch,
     ) -> None:
-        super().__init__(config.folder, config.seed, training, engine, log)
+        super().__init__(config.folder, config.seed, training, engine, log, checkpoint, watch)
         self._config, self._task, self._start, self._data, self._dev = config, task, start, steps, dev
 
     def _steps(self, first: int) -> Iterator[StepData[TaskBatch]]:

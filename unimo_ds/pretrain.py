@@ -18,6 +18,7 @@ from unimo_ds.engine.checkpoint import resume
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_state, read_weights
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
 from unimo_ds.engine.run_log import RunLog
+from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError
 from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out, write_evaluation
 from unimo_ds.model.unimo import UnimoModel, parameter_groups
@@ -39,7 +40,13 @@ def pretrain(config: RunConfig) -> Path | None:
     """
     nvidia_apex.check(config.model.layer_norm, config.training.optimizer)
     check_settings(config.training)
-    here = distributed.initialise(config.training.collective_timeout_seconds)
+    with Watch(config.folder, config.training.timeouts) as watch:
+        return _pretrain(config, watch)
+
+
+def _pretrain(config: RunConfig, watch: Watch) -> Path | None:
+    here = distributed.initialise(config.training.timeouts.longest)
+    watch.enter("prepare")
     tokenizer = Tokenizer(config.data.tokenizer)
     corpora = _open_corpora(config)
     config, detector = _fit_to_data(config, tokenizer, corpora)
@@ -60,7 +67,7 @@ def pretrain(config: RunConfig) -> Path | None:
     log.start(dump_config(config), {corpus.name: _manifest(corpus) for corpus in corpora}, here.world_size, step)
     log.say(_opening(config, engine, corpora, step))
     try:
-        return PretrainingRun(config, engine, data, held_out, log, detector).train(step)
+        return PretrainingRun(config, engine, data, held_out, log, detector, checkpoint, watch).train(step)
     finally:
         log.close()
 
@@ -206,8 +213,10 @@ class PretrainingRun(TrainingRun):
         held_out: HeldOut | None,
         log: RunLog,
         detector: dict[str, Any],
+        checkpoint: Path | None,
+        watch: Watch,
     ) -> None:
-        super().__init__(config.folder, config.seed, config.training, engine, log)
+        super().__init__(config.folder, config.seed, config.training, engine, log, checkpoint, watch)
         self._config, self._data, self._held_out, self._detector = config, data, held_out, detector
         self._per_step = sum(corpus.per_step for corpus in config.data.corpora)
 

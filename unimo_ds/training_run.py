@@ -4,7 +4,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from unimo_ds import distributed
 from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
-from unimo_ds.engine.checkpoint import save_checkpoint
-from unimo_ds.engine.checkpoint_folder import Extras
+from unimo_ds.engine.checkpoint import resume, save_checkpoint
+from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult
-from unimo_ds.engine.run_log import RunLog, SampleLog, forget_after
+from unimo_ds.engine.guards import Guards, LeftOut
+from unimo_ds.engine.run_log import LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back
 from unimo_ds.engine.signals import StopRequest
-from unimo_ds.errors import UnimoError
+from unimo_ds.engine.watch import Watch
+from unimo_ds.errors import TrainingError, UnimoError
 from unimo_ds.processes import without_local_rank
 from unimo_ds.progress import format_duration
 
@@ -34,17 +36,19 @@ class StepTotals(Protocol):
 
 @dataclass
 class Interval:
-    """What has been summed up since the last line of the log."""
+    """What has been summed up since the last line of the log, over the steps that were not left out."""
 
     start: float
     measured: Tensor | None = None
+    last: StepResult | None = None
     steps: int = 0
     positions: float = 0.0
     waited: float = 0.0
 
-    def add(self, measured: Tensor, positions: float, waited: float) -> None:
+    def add(self, result: StepResult, positions: float, waited: float) -> None:
         """Adds a step."""
-        self.measured = measured if self.measured is None else self.measured + measured
+        self.measured = result.measured if self.measured is None else self.measured + result.measured
+        self.last = result
         self.steps += 1
         self.positions += positions
         self.waited += waited
@@ -70,11 +74,24 @@ class TrainingRun(ABC):
         training: the run's section.
         engine: holds the module.
         log: of rank 0.
+        checkpoint: that the run goes on from.
+        watch: is told where the run stands.
     """
 
-    def __init__(self, folder: Path, seed: int, training: TrainingSection, engine: Engine, log: RunLog) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        training: TrainingSection,
+        engine: Engine,
+        log: RunLog,
+        checkpoint: Path | None,
+        watch: Watch,
+    ) -> None:
+        self._watch = watch
         self._folder, self._seed, self._training, self._engine, self._log = folder, seed, training, engine, log
         self._samples = SampleLog(folder, distributed.rank(), training.log_samples)
+        self._guards = Guards(training.guards, {} if checkpoint is None else read_state(checkpoint).get("guards", {}))
         self._started = time.monotonic()
         self._first_step = 0
 
@@ -112,25 +129,34 @@ class TrainingRun(ABC):
         stop = StopRequest()
         interval = Interval(time.monotonic())
         checkpoint: Path | None = None
+        undone = distributed.from_rank_0(rolled_back(self._folder) if distributed.rank() == 0 else set())
         try:
             waiting = time.monotonic()
+            self._watch.enter("first_step", step)
             for step_data in self._steps(step):
                 waited = time.monotonic() - waiting
                 totals, stopping = self._agree(step_data, stop)
                 if stopping:
                     return self._stop(step, stop)
-                result = self._step(step_data, totals)
                 step = step_data.step + 1
-                interval.add(result.measured, totals.positions, waited)
-                if step % self._training.log_every == 0 or step == self._training.steps:
-                    self._report(step, interval, result)
+                if step not in undone:
+                    result = self._step(step_data, totals)
+                    left_out = self._guards.judge(step, result)
+                    if left_out is None:
+                        interval.add(result, totals.positions, waited)
+                    elif self._leave_out(step_data, result, left_out):
+                        interval = Interval(time.monotonic())
+                if (step % self._training.log_every == 0 or step == self._training.steps) and interval.last is not None:
+                    self._report(step, interval, interval.last)
                     interval = Interval(time.monotonic())
                 if step % self._training.checkpoint_every == 0 or step == self._training.steps:
                     checkpoint = self._save(step)
                 if self._evaluation_due(step):  # after the save: whatever it meets, the training is kept
+                    self._watch.enter("evaluation", step)
                     self._evaluate(step)
                     interval.start = time.monotonic()
                 waiting = time.monotonic()
+                self._watch.enter("step", step)
         finally:
             stop.restore()
         if distributed.rank() == 0 and checkpoint is not None:
@@ -154,9 +180,41 @@ class TrainingRun(ABC):
         # Dropout is a function of (seed, step, rank), so that a resumed run repeats it without stored generator states.
         torch.manual_seed(hash((self._seed, step_data.step, distributed.rank())) & 0x7FFFFFFF)
         batches = [batch.to(distributed.device()) for batch in step_data.batches]
-        result = self._engine.step(step_data.step, self._passes(batches), totals)
+        result = self._engine.step(step_data.step, self._passes(batches), totals, self._guards.accept)
         self._samples.write(step_data.step + 1, [(draw.corpus, draw.number, draw.index) for draw in step_data.draws])
         return result
+
+    def _leave_out(self, step_data: StepData[Any], result: StepResult, left_out: LeftOut) -> bool:
+        """Writes down a step that was left out, and goes back to the last checkpoint if that is wanted; whether it has.
+
+        Raises:
+            TrainingError: too many in a row were left out.
+        """
+        step, guards = step_data.step + 1, self._training.guards
+        draws = [(draw.corpus, draw.number, draw.index) for draw in step_data.draws]
+        values = {"cause": left_out.cause, "loss": result.loss, "samples": distributed.gather_objects(draws)}
+        wanted = left_out.spike and guards.spike == "roll_back"
+        checkpoint = find_checkpoint(self._folder / "checkpoints") if wanted else None
+        self._log.say(f"step {step} left out: {left_out.cause}")
+        if checkpoint is None:
+            self._log.write_event(step, LEFT_OUT, values)
+        else:  # the event first: after a kill it says which steps are not to be done again
+            state = read_state(checkpoint)
+            self._log.write_event(step, ROLLED_BACK, {"to_step": state["step"], **values})
+            self._engine.load_weights(read_weights(checkpoint))
+            resume(self._engine, checkpoint)
+            self._guards.go_back(state.get("guards", {}))
+            self._log.say(f"rolled back to {checkpoint}: steps {state['step'] + 1} to {step} are left out")
+        if self._guards.exhausted:
+            steps = self._guards.in_a_row
+            raise TrainingError(
+                f"{self._folder}: steps {steps[0]} to {step} were left out, which training.guards.left_out_in_a_row = "
+                f"{guards.left_out_in_a_row} does not allow, the last because {left_out.cause}. Their samples are in "
+                f"{self._folder / 'events.jsonl'}; look at a step of pre-training with `unimo-ds explain {self._folder} "
+                f"--step {steps[0]}`. If the data is sound, lower training.learning_rate; started again, the run goes on from "
+                "its last checkpoint."
+            )
+        return checkpoint is not None
 
     def _left(self, step: int) -> str:
         """How long the rest will take, in words."""
@@ -165,8 +223,11 @@ class TrainingRun(ABC):
 
     def _save(self, step: int) -> Path | None:
         started = time.monotonic()
+        self._watch.enter("save", step)
         checkpoints, keep = self._folder / "checkpoints", self._training.keep_checkpoints
-        saved = save_checkpoint(self._engine, checkpoints, step, self._extras(step), keep)
+        extras = self._extras(step)
+        extras = replace(extras, state={**extras.state, "guards": self._guards.state})
+        saved = save_checkpoint(self._engine, checkpoints, step, extras, keep)
         if saved is not None:
             self._log.say(f"saved {saved} in {time.monotonic() - started:.1f} s")
         return saved

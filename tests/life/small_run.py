@@ -121,7 +121,6 @@ def write_config(folder: Path, run: str, candidates: bool = False, **training: A
             "checkpoint_every": 4,
             "log_every": 1,
             "log_samples": True,
-            "collective_timeout_seconds": 60,
             **training,
         },
     }

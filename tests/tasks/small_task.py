@@ -51,7 +51,6 @@ class Inputs:
                 "precision": "fp32",
                 "deepspeed": str(ROOT / "ds_configs/cpu.json"),
                 "log_every": 1,
-                "collective_timeout_seconds": 60,
                 **training,
             },
         }

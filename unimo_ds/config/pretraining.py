@@ -197,6 +197,41 @@ class ObjectivesSection(Section):
         return self.cmcl.weight > 0 or self.matching > 0
 
 
+class GuardsSection(Section):
+    """Steps that are left out. One whose loss or gradient is not finite always is (docs/failures.md)."""
+
+    left_out_in_a_row: PositiveInt = 5  # so many end the run
+    # A loss that stands out upwards: `skip` leaves the step out; `roll_back` goes back to the last checkpoint and leaves out
+    # every step since then as well.
+    spike: Literal["none", "skip", "roll_back"] = "none"
+    spike_deviations: Annotated[float, Field(gt=0)] = 6.0  # above the median of the window
+    spike_window: Annotated[int, Field(ge=4)] = 200  # accepted steps before; as long as there are fewer, nothing stands out
+
+
+class TimeoutsSection(Section):
+    """Seconds that each phase of a run may take before the rank that the others wait for is named and the run ends.
+
+    A rank whose process is stopped or gone is named after the shortest of them, whatever the phase.
+    """
+
+    start_up: PositiveInt = 120  # until all ranks have met
+    prepare: PositiveInt = 3600  # tokenising, opening, building the engine; `unimo-ds prepare` does the first ahead
+    first_step: PositiveInt = 600  # with loaders that start, and kernels that compile
+    step: PositiveInt = 45  # or ten times the longest step so far, if that is longer
+    save: PositiveInt = 1800
+    evaluation: PositiveInt = 3600
+
+    @property
+    def shortest(self) -> int:
+        """After which a rank that gives no sign of life counts as lost."""
+        return min(int(seconds) for seconds in self.model_dump().values())
+
+    @property
+    def longest(self) -> int:
+        """After which a collective gives up by itself: no phase lasts that long."""
+        return max(int(seconds) for seconds in self.model_dump().values()) + 60
+
+
 class OptimisationSection(Section):
     """Optimisation, checkpoints and logging, but for how long."""
 
@@ -212,7 +247,8 @@ class OptimisationSection(Section):
     keep_checkpoints: PositiveInt = 3
     log_every: PositiveInt = 10
     log_samples: bool = False  # write the sample ids of every step to samples-rank*.jsonl
-    collective_timeout_seconds: PositiveInt = 600
+    guards: GuardsSection = GuardsSection()
+    timeouts: TimeoutsSection = TimeoutsSection()
     stop_after_minutes: Annotated[float, Field(gt=0)] | None = None  # save and end early, to be resumed
 
 

@@ -139,4 +139,6 @@ def resume(engine: Engine, checkpoint: Path) -> None:
         moments = {moment: places[f"{name}/{moment}"].get_tensor(f"{name}/{moment}") for moment in MOMENTS}
         return {"weight": weights[name], **moments}
 
-    engine.load_full_state(int(read_state(checkpoint)["step"]), state_of)
+    state = read_state(checkpoint)
+    updates = state.get("guards", {}).get("updates", state["step"])  # fewer than steps where some were left out
+    engine.load_full_state(int(updates), state_of)

@@ -1,6 +1,7 @@
 """One optimizer step on DeepSpeed, for every ZeRO stage, and the full state of every parameter for checkpoints."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -93,10 +94,19 @@ class Passes(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports: what the module measured on this rank, and the norm of the joined gradient."""
+    """What a step reports.
+
+    Attributes:
+        measured: by the module, on this rank.
+        loss: of the step, the same number on every rank.
+        gradient_norm: of the joined gradient, the same number on every rank; inf where the step was left out.
+        updated: whether weights have moved: on all ranks or on none.
+    """
 
     measured: Tensor
+    loss: float
     gradient_norm: float
+    updated: bool
 
 
 class Engine:
@@ -127,12 +137,15 @@ class Engine:
         with _partitioned_init(deepspeed, content) if self.stage == 3 else nullcontext():
             module = build()
         if weights is not None:
-            self._load(deepspeed, module, weights)
+            self._load(module, weights)
         optimizer = _optimizer(groups(module), training, content)
         self._training = training
         self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=content)[0]
         if self.stage == 3 and not self._engine.optimizer.offload_optimizer:
             lighten(self._engine.optimizer)
+        self._refused = False
+        if self.stage > 0:
+            self._let_steps_be_refused()
         self._whole = self._whole_masters()
         self._set_update_count(0)  # some of DeepSpeed's wrappers make the moments by an update of zeros
 
@@ -142,11 +155,15 @@ class Engine:
         module: nn.Module = self._engine.module
         return module
 
-    def _load(self, deepspeed: Any, module: nn.Module, weights: dict[str, Tensor]) -> None:
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Sets the weights that the next pass computes with; `load_full_state` sets what updates go on from."""
+        self._load(self.module, weights)
+
+    def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         for name, parameter in module.named_parameters():
             if name not in weights:
                 continue
-            with self._gathered(deepspeed, parameter), torch.no_grad():
+            with self._gathered(parameter), torch.no_grad():
                 if parameter.shape == weights[name].shape:
                     parameter.copy_(weights[name])
                 else:
@@ -154,29 +171,39 @@ class Engine:
                         f"{name}: shape {tuple(weights[name].shape)} in the checkpoint, {tuple(parameter.shape)} here"
                     )
 
-    def _gathered(self, deepspeed: Any, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.stage != 3:
             return nullcontext()
+        deepspeed = _import_deepspeed()
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
         return gathered
 
-    def step(self, step: int, passes: Passes, totals: Any) -> StepResult:
+    def step(self, step: int, passes: Passes, totals: Any, accept: Callable[[float], bool] = math.isfinite) -> StepResult:
         """Forward and backward of every pass, then one update at the step's learning rate.
+
+        There is no update where `accept` says no, or where the gradient is not finite: weights, moments and Adam's count stay
+        as they are, and the gradient is dropped.
 
         Args:
             step: counted from 0.
             passes: over this rank's micro-batches; every rank has the same number.
             totals: denominators of the losses over all ranks and micro-batches.
+            accept: is given the step's loss, the same on every rank, and must answer the same on every rank.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate(self._training, step)
-        measured = self.backward_only(passes, totals)
-        # Without ZeRO, DeepSpeed clips without telling the norm.
-        norm = float(_norm(self.module)) if self.stage == 0 else None
+        measured, loss = self._backward(passes, totals)
+        joined = float(distributed.sum_over_ranks(loss)) / distributed.world_size()
+        self._refused = not accept(joined)
+        if self.stage == 0:  # DeepSpeed clips without telling the norm, and looks for nothing
+            norm = math.inf if self._refused else float(_norm(self.module))
+            if not math.isfinite(norm):
+                self.module.zero_grad()
+                return StepResult(measured, joined, math.inf, updated=False)
+            self._engine.step()
+            return StepResult(measured, joined, norm, updated=True)
         self._engine.step()
-        if norm is None:
-            norm = float(self._engine.get_global_grad_norm())
-        return StepResult(measured, norm)
+        return StepResult(measured, joined, float(self._engine.get_global_grad_norm()), self._engine.was_step_applied())
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Full gradients by parameter name, float32; between backward and update, for tests. All ranks must iterate."""
@@ -187,14 +214,47 @@ class Engine:
 
     def backward_only(self, passes: Passes, totals: Any) -> Tensor:
         """Forward and backward without the update: leaves the gradients for `gradients`; returns what was measured."""
+        return self._backward(passes, totals)[0]
+
+    def _backward(self, passes: Passes, totals: Any) -> tuple[Tensor, Tensor]:
+        """What was measured, and this rank's loss: their mean over ranks is the step's, as it is with their gradients."""
         measured: Tensor | None = None
+        losses = torch.zeros((), device=distributed.device())
         for number, batch in enumerate(passes, 1):
             self._engine.set_gradient_accumulation_boundary(number == len(passes))
             loss, part = self._engine(batch, totals)
             self._engine.backward(loss)
             measured = part if measured is None else measured + part
+            losses += loss.detach()
         assert measured is not None
-        return measured
+        return measured, losses
+
+    def _let_steps_be_refused(self) -> None:
+        """Asks for refusals where ZeRO looks for overflows of fp16, which nobody has here: what it then does is what is wanted.
+
+        It does the same where the norm of the gradient turns out not to be finite.
+        """
+        optimizer = self._engine.optimizer
+        own_step = optimizer.step
+
+        def look(*_: Any, **__: Any) -> bool:
+            optimizer.overflow = self._refused
+            return self._refused
+
+        def step_or_drop() -> None:
+            if look():
+                optimizer.clear_hp_grads()
+                optimizer.clear_lp_grads()
+                optimizer._global_grad_norm = math.inf
+            else:
+                own_step()
+
+        if self.stage == 3:
+            optimizer._overflow_check_and_loss_scale_update = look
+        elif hasattr(optimizer, "check_overflow"):
+            optimizer.check_overflow, optimizer.check_grad_overflow = look, True
+        else:  # stage 1 whose gradients are summed in float32: DeepSpeed has a class for that, which does not look
+            optimizer.step = step_or_drop
 
     def full_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Each parameter's full float32 master weight and Adam moments, on the CPU. All ranks must iterate."""
@@ -207,7 +267,8 @@ class Engine:
     def load_full_state(self, step: int, state_of: Callable[[str], dict[str, Tensor]]) -> None:
         """Sets master weights and moments from full tensors, and Adam's step count. All ranks must call it.
 
-        The weights that the next pass computes with are those that the engine was made with: give it the same.
+        The weights that the next pass computes with are those that the engine was made with: give it the same
+        (`load_weights`).
 
         Args:
             step: number of updates done.

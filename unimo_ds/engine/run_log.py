@@ -3,12 +3,16 @@
 config.yaml         the resolved configuration, a valid input of the command that made it
 receipt.json        command, git state, packages, data manifests, one entry a start
 metrics.jsonl       one object a line: a logged step, or an evaluation
+events.jsonl        one object a line: a step that was left out, or a roll back, with the sample ids of each rank
 tensorboard/        the same numbers as events
 samples-rank*.jsonl (training.log_samples) the sample ids of every step
 checkpoints/        see `unimo_ds.engine.checkpoint`
+ranks/              see `unimo_ds.engine.watch`
 """
 
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
@@ -20,6 +24,7 @@ from typing import Any
 from unimo_ds.errors import UnimoError
 from unimo_ds.files import replace_text
 
+LEFT_OUT, ROLLED_BACK = "left out", "rolled back"  # kinds of events
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "triton", "apex")
 
 
@@ -83,6 +88,22 @@ class RunLog:
         except OSError as error:
             self.say(f"WARNING: {self.folder}: step {values['step']} is missing in the metrics: {error.strerror}")
 
+    def write_event(self, step: int, event: str, values: dict[str, Any]) -> None:
+        """Adds a line to the events, on disk when this returns. A full disk costs the line, not the run."""
+        if not self.enabled:
+            return
+        line = {"step": step, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values}
+        line = {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+        }
+        try:
+            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self.say(f"WARNING: {self.folder}: step {step} is missing in the events ({event}): {error.strerror}")
+
     def say(self, text: str) -> None:
         """Prints for the reader of the job's log."""
         if self.enabled:
@@ -122,19 +143,29 @@ class SampleLog:
 def forget_after(folder: Path, step: int) -> None:
     """Drops the lines of steps after `step` from the logs: a resumed run will write them again.
 
-    Lines that a kill left half written are dropped too.
+    Lines that a kill left half written are dropped too. Roll backs are kept: the steps that they undid are left out for ever.
     """
-    for path in [folder / "metrics.jsonl", *folder.glob("samples-rank*.jsonl")]:
+    for path in [folder / "metrics.jsonl", folder / "events.jsonl", *folder.glob("samples-rank*.jsonl")]:
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             replace_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:
+    """0 for a roll back, and infinite for what is no line."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        content = json.loads(line)
+        return 0 if content.get("event") == ROLLED_BACK else int(content["step"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return math.inf
+
+
+def rolled_back(folder: Path) -> set[int]:
+    """The steps of a run that roll backs have undone, counted from 1."""
+    path = folder / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    undone = [range(event["to_step"] + 1, event["step"] + 1) for event in events if event["event"] == ROLLED_BACK]
+    return {step for steps in undone for step in steps}
 
 
 def _version(package: str) -> str | None:
