@@ -34,6 +34,7 @@ from unimo_ds.conversion import Conversion, convert_roberta, convert_unimo
 from unimo_ds.engine.checkpoint_folder import damage_of, read_state
 from unimo_ds.errors import CheckpointError, ConfigError, UnimoError
 from unimo_ds.evaluate import evaluate_checkpoint
+from unimo_ds.export import export_huggingface
 from unimo_ds.finetune import evaluate_finetuned, finetune
 from unimo_ds.opening import open_finetuned, read_start
 from unimo_ds.pretrain import pretrain
@@ -183,8 +184,21 @@ def test_a_fine_tuned_model_keeps_its_head_and_is_evaluated(
     assert opened.start.facts["family"] == task["family"]
     numbers = evaluate_finetuned(found.checkpoint, [])
     assert all(np.isfinite(value) for value in numbers.values()) and numbers
-    labelled = f"labels: {', '.join(f'{n} {n}' for n in range(4))}, in the recipe's order"
-    assert (labelled in found.text) == (family == "sentences")
+    labels = {"sentences": ["0", "1", "2", "3"], "entailment": ["entailment", "neutral", "contradiction"]}.get(family, [])
+    numbered = ", ".join(f"{number} {label}" for number, label in enumerate(labels))
+    assert (f"labels: {numbered}, in the recipe's order" in found.text) == bool(labels)
+
+
+def test_the_labels_of_an_entailment_head_can_be_put_in_order(
+    inputs: Inputs, parameters: dict[str, Any], tmp_path: Path
+) -> None:
+    labels = ["contradiction", "neutral", "entailment"]
+    own = entailment_head()
+    usual = fine_tuned(inputs, tmp_path / "usual", parameters, own, inputs.entailment(), ("mask_lm",))
+    other = fine_tuned(inputs, tmp_path / "other", parameters, own, {**inputs.entailment(), "labels": labels}, ("mask_lm",))
+    assert open_finetuned(other.checkpoint, []).task.score_names == tuple(labels)
+    right = [evaluate_finetuned(found.checkpoint, [])["dev_accuracy"] for found in (usual, other)]
+    assert right[0] != right[1]
 
 
 def test_a_fine_tuned_model_is_a_start_too_as_mnli_is_of_sts_b(
@@ -295,6 +309,36 @@ def test_a_file_that_was_cut_is_named(inputs: Inputs, parameters: dict[str, Any]
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match=r"encoder_layer_1_ffn_fc_0.w_0: .*it was cut"):
         convert(folder, inputs, tmp_path)
+
+
+def test_a_published_width_with_fewer_layers_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
+    wide = {"word_embedding": np.zeros((9, 768), np.float32), "pos_embedding": np.zeros((9, 768), np.float32)}
+    folder = write_folder(tmp_path / "unimo", {**wide, "encoder_layer_0_ffn_fc_0.b_0": np.zeros(3, np.float32)})
+    with pytest.raises(CheckpointError, match="has 1 layers of width 768, and the published model of that width has 12"):
+        convert(folder, inputs, tmp_path)
+
+
+@pytest.mark.parametrize("out", ["file/below", "/proc/nothing"])
+def test_what_cannot_be_written_says_why(inputs: Inputs, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot be written"):
+        convert_unimo(inputs.folder / "unimo", inputs.folder / "tokenizer", tmp_path / out)
+
+
+def test_a_run_that_starts_from_converted_weights_remembers_the_detector(pretrained: Conversion, inputs: Inputs) -> None:
+    assert read_state(pretrained.checkpoint)["detector"] == {}
+    path = recipe(inputs, "remembering", inputs.entailment(), init=str(pretrained.checkpoint))
+    saved = finetune(load_finetune_config(path))
+    assert saved is not None and read_state(saved)["detector"]["architecture"]
+
+
+def test_an_export_of_converted_weights_says_what_was_never_trained(pretrained: Conversion, tmp_path: Path) -> None:
+    export_huggingface(pretrained.checkpoint, tmp_path / "exported")
+    auto = json.loads((tmp_path / "exported/config.json").read_text())["auto_map"]
+    assert "AutoModelForSeq2SeqLM" in auto and "AutoModelForPreTraining" not in auto
+    assert (
+        "never trained, random: `matching_head.score`, `region_head.classes`" in (tmp_path / "exported/README.md").read_text()
+    )
 
 
 def test_what_is_surplus_is_listed_and_harmless(inputs: Inputs, parameters: dict[str, Any], tmp_path: Path) -> None:

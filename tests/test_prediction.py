@@ -116,6 +116,17 @@ def test_a_photograph_is_drawn_with_boxes_and_what_was_said(world: SmallWorld, t
         assert (beneath == 255).mean() > 0.5 and (beneath < 100).any(), "black on white"
 
 
+def test_a_drawing_takes_nobody_s_place(world: SmallWorld, tmp_path: Path) -> None:
+    run = write_pretrained(tmp_path / "run", world.tokenizer, world.store.detector, 256)
+    with Image.open(world.pictures[0]) as picture:
+        for name in ("a.png", "a.webp", "a-2.png"):
+            picture.save(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.glob("a*")}
+    said = match_photographs(sorted(before), ["a bell"], run, tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(set(said.drawings)) == 3 and not set(said.drawings) & set(before)
+
+
 def test_what_cannot_be_read_is_named_and_stepped_over(world: SmallWorld, tmp_path: Path) -> None:
     run = write_pretrained(tmp_path / "run", world.tokenizer, world.store.detector, 256)
     (tmp_path / "torn.jpg").write_bytes(world.pictures[0].read_bytes()[:200])

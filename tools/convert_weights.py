@@ -75,8 +75,7 @@ def main() -> None:
         elif chosen.command == "roberta":
             print(convert_roberta(chosen.folder, chosen.out, chosen.feature_width, chosen.region_classes).text)
         elif chosen.command == "huggingface":
-            import_huggingface(chosen.folder, chosen.out)
-            print(f"{chosen.out}: wrote the checkpoint that {chosen.folder} was exported from")
+            print(import_huggingface(chosen.folder, chosen.out).text)
         elif not check(chosen):
             sys.exit(1)
     except UnimoError as error:

@@ -2,14 +2,15 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from unimo_ds.config import FinetuneConfig, ModelSection, RunConfig, VqaSection, dump_config, load_config, load_finetune_config
 from unimo_ds.convert import roberta
@@ -129,18 +130,41 @@ def convert_roberta(source: Path, out: Path, feature_width: int, region_classes:
         return _write(out, plan, converted, tokenizer, origin, remarks)
 
 
-def import_huggingface(source: Path, out: Path) -> None:
+def import_huggingface(source: Path, out: Path) -> Conversion:
     """Makes the checkpoint again that an exported folder was made of, with the weights that the folder has now.
 
+    A folder that transformers wrote after training may lack parts that its class has not: these are new.
+
     Args:
-        source: what `unimo-ds export` wrote.
+        source: what `unimo-ds export` wrote, or what was saved from it, with our files of the export beside.
         out: the new checkpoint.
 
     Raises:
-        CheckpointError: the folder is none, or is damaged; `out` exists.
+        CheckpointError: the folder is none, is damaged, or has weights that do not fit its state; `out` exists.
+        DataError: its tokenizer is damaged.
     """
     _expect_free(out)
-    write_checkpoint(out, *read_exported(source))
+    weights, extras = read_exported(source)
+    model = ModelSection.model_validate(extras.state["model"])
+    build: Callable[[], nn.Module] = partial(UnimoModel, model)
+    if task_facts := extras.state.get("task"):
+        config = FinetuneConfig.model_validate(yaml.safe_load(extras.config_yaml))
+        build = partial(build_model, make_task(config.task, Tokenizer(source), task_facts), model)
+    _expect_fitting(source, weights, {name.removeprefix(PREFIX): shape for name, shape in shape_of(build).items()})
+    module, new = filled(build, Converted(weights, tuple(weights), ()))
+    whole = {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
+    write_checkpoint(out, whole, extras)
+    return Conversion(out, model, len(weights), len(weights), tuple(new), (), ())
+
+
+def _expect_fitting(source: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Refuses weights that are unknown, of another shape, or missing, but for whole parts that pre-training can begin anew."""
+    wrong = [name for name, value in weights.items() if shapes.get(name) != value.shape]
+    needed = {name.split(".")[0] for name in weights} | {"embedding", "transformer", "head"}
+    missing = [name for name in shapes if name not in weights and name.split(".")[0] in needed]
+    if missing or wrong:
+        said = [f"lacks {listed(missing)}"] * bool(missing) + [f"cannot place {listed(wrong)}"] * bool(wrong)
+        raise CheckpointError(f"{source}/model.safetensors: does not fit the state beside it: {'; '.join(said)}")
 
 
 def _expect_free(out: Path) -> None:
@@ -225,10 +249,11 @@ def _write(
         )
     module, new = filled(plan.build, converted)
     shape = plan.model.model_dump(mode="json")
-    state = {"step": 0, "model": shape, "detector": {}, "source": origin}
+    source = {**origin, "new": sorted({name.rpartition(".")[0] for name in new})}
+    state = {"step": 0, "model": shape, "detector": {}, "source": source}
     if plan.facts is not None:
         state["task"] = plan.facts
-    config_yaml = plan.config_yaml or yaml.safe_dump({"model": shape, "source": origin}, sort_keys=False)
+    config_yaml = plan.config_yaml or yaml.safe_dump({"model": shape, "source": source}, sort_keys=False)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
     write_checkpoint(out, weights, Extras(config_yaml, state, tokenizer.folder))
     return Conversion(

@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from unimo_ds.batch import FIRST_POSITION
-from unimo_ds.config import CaptioningSection, DecodingSection
+from unimo_ds.config import DecodingSection, usual_decoding
 from unimo_ds.convert.huggingface import Exported, write_exported
 from unimo_ds.engine.checkpoint_folder import damage_of, read_checkpoint_weights, read_state
 from unimo_ds.errors import CheckpointError
@@ -32,6 +31,7 @@ def export_huggingface(path: Path, out: Path) -> Path:
     run = yaml.safe_load(run_yaml)
     labels = open_finetuned(checkpoint, []).task.score_names if is_finetuned(checkpoint) else ()
     most = start.model.max_positions - FIRST_POSITION
+    own = run.get("task", {}).get("decoding")
     write_exported(
         Exported(
             weights=read_checkpoint_weights(checkpoint),
@@ -39,7 +39,7 @@ def export_huggingface(path: Path, out: Path) -> Path:
             state=read_state(checkpoint),
             config_yaml=run_yaml,
             tokenizer=start.tokenizer,
-            decoding=_decoding(run, most),
+            decoding=DecodingSection.model_validate(own) if own else usual_decoding(most),
             labels=labels,
             numbers=_numbers(checkpoint),
             max_regions=run.get("data", {}).get("max_regions", 100),
@@ -50,20 +50,11 @@ def export_huggingface(path: Path, out: Path) -> Path:
     return checkpoint
 
 
-def _decoding(run: dict[str, Any], most: int) -> DecodingSection:
-    """The run's own search; of a run that has none COCO's, with no more tokens than there are positions."""
-    given = run.get("task", {}).get("decoding")
-    if given is not None:
-        return DecodingSection.model_validate(given)
-    usual = CaptioningSection.model_fields["decoding"].default
-    assert isinstance(usual, DecodingSection)
-    longest = min(most, usual.longest)
-    return usual.model_copy(update={"longest": longest, "shortest": min(usual.shortest, longest)})
-
-
 def _numbers(checkpoint: Path) -> dict[str, float]:
-    """What `unimo-ds evaluate`, or the run's last evaluation, measured."""
-    for file in (checkpoint / "evaluation.json", checkpoint.parent.parent / "evaluation.json"):
+    """What `unimo-ds evaluate` measured; or, of a finished run's last checkpoint, the evaluation at its end."""
+    run = checkpoint.parent.parent
+    at_the_end = (run / "DONE").exists() and (run / "checkpoints/latest").read_text(encoding="utf-8") == checkpoint.name
+    for file in (checkpoint / "evaluation.json", *([run / "evaluation.json"] if at_the_end else [])):
         if file.exists():
             content = json.loads(file.read_text(encoding="utf-8"))
             numbers: dict[str, float] = content.get("numbers", content)

@@ -5,6 +5,7 @@ Started by `unimo-ds finetune`, by `deepspeed --module unimo_ds.finetune`, by `t
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def _finetune(config: FinetuneConfig, watch: Watch) -> Path | None:
     _check_lengths(config, start.model)
     task = make_task(config.task, start.tokenizer)
     train = open_set("train", config.task.train, config, task, start, teach=True)
+    if not start.detector:  # converted weights know none: from here on it is that of the training set
+        start = replace(start, detector=train.detector)
     dev = {name: open_set(f"dev {name}", part, config, task, start, teach=False) for name, part in config.task.dev.items()}
     for name, examples in dev.items():
         if unlabelled := examples.unlabelled:

@@ -54,7 +54,8 @@ def read_start(path: Path) -> Start:
     if checkpoint is None or not (checkpoint / "state.json").exists():
         raise CheckpointError(
             f"{path}: neither a checkpoint folder of unimo_ds (with state.json) nor a run folder with checkpoints/; "
-            "give one of them (a fine-tuning run: set init to it)"
+            "give one of them (a fine-tuning run: set init to it); published weights are converted first, by "
+            "tools/convert_weights.py"
         )
     state = read_state(checkpoint)
     model = ModelSection.model_validate(state["model"])
@@ -85,12 +86,14 @@ def open_unimo(checkpoint: Path, model: ModelSection) -> UnimoModel:
 
 
 def open_set(name: str, part: Any, config: FinetuneConfig, task: Task[Any], start: Start, teach: bool) -> ExampleSet:
-    """Reads a set; its regions must be of the detector that the start was trained with."""
+    """Reads a set; its regions must be of the detector that the start was trained with, and of one in any case."""
     examples = ExampleSet.read(name, task, files_of(part), start.tokenizer, config.data, teach, show=distributed.rank() == 0)
-    stores = {id(example.store): example.store for example in examples.examples if example.store is not None}
-    for store in stores.values():
-        if start.detector:
-            store.expect_detector(start.detector, f"the checkpoint {start.checkpoint}")
+    expected, whose = start.detector, f"the checkpoint {start.checkpoint}, or task.train where that knows none"
+    for store in examples.stores:
+        if expected:
+            store.expect_detector(expected, whose)
+        else:
+            expected, whose = store.detector, f"the store {store.folder} of the same set"
     return examples
 
 

@@ -5,10 +5,10 @@ command; questions and sentences become a task's own `Example`s; captions and sc
 """
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -159,15 +159,18 @@ class _Seen:
     regions: dict[str, Regions]
 
     def draw(self, lines: Sequence[Sequence[str]], out: Path) -> list[Path]:
-        """Writes each photograph with its surest regions and some lines beneath as `STEM.png`, or `STEM-2.png`."""
+        """Writes each photograph with its surest regions and some lines beneath as `STEM.png`, or `STEM-2.png` where that is
+        a photograph itself, or another one's drawing.
+        """
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
-        stems: Counter[str] = Counter()
+        taken = {Path(name).resolve() for name in self.regions}
         for (name, regions), said in zip(self.regions.items(), lines, strict=True):
             picture, _ = picture_of(regions, name, Path())
             drawn, _ = draw_surest(fit(picture, _SIDE), regions, self.store.class_names, self.store.attribute_names)
-            stems[stem := Path(name).stem] += 1
-            written.append(out / (f"{stem}.png" if stems[stem] == 1 else f"{stem}-{stems[stem]}.png"))
+            names = chain([f"{Path(name).stem}.png"], (f"{Path(name).stem}-{number}.png" for number in count(2)))
+            written.append(next(out / each for each in names if (out / each).resolve() not in taken))
+            taken.add(written[-1].resolve())
             write_under(drawn, said).save(written[-1])
         return written
 
@@ -179,7 +182,10 @@ def _seen(photographs: Sequence[Path], start: Start, given: str | None) -> Itera
     if detector is None:
         raise ConfigError(
             f"{start.checkpoint}: was trained on regions of a detector that is not packaged "
-            f"({start.detector.get('architecture', 'unknown')}); give it: --detector FILE"
+            f"({start.detector['architecture']}); give it: --detector FILE"
+            if start.detector
+            else f"{start.checkpoint}: does not know whose regions it was trained on; give the detector: --detector FILE, or "
+            "--detector world, the packaged one of drawn pictures"
         )
     items = [Item(name, name) for name in dict.fromkeys(map(str, photographs))]
     with TemporaryDirectory(prefix="unimo-ds-") as folder:

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from unimo_ds import distributed
 from unimo_ds.batch import FIRST_POSITION, Batch, Kind
-from unimo_ds.config import CaptioningSection, ObjectivesSection, TagsSection, TaskDataSection
+from unimo_ds.config import ObjectivesSection, TagsSection, TaskDataSection, usual_decoding
 from unimo_ds.config.reading import validate_config
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, PackedText
 from unimo_ds.data.sequences import Sequence as View
 from unimo_ds.data.store import expect_same_detector
+from unimo_ds.engine.checkpoint_folder import damage_of
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.unimo import UnimoModel
@@ -112,6 +113,8 @@ class Unimo:
             StoreError: the model was trained on regions of another detector.
         """
         start = read_start(Path(path))
+        if damage := damage_of(start.checkpoint, moments=False):
+            raise CheckpointError(f"{start.checkpoint}: {damage}; take another checkpoint")
         where = distributed.device() if device is None else torch.device(device)
         finder = open_detector(start, detector)
         if finder is not None:
@@ -240,9 +243,7 @@ class Unimo:
     def _usual_decoding(self, task: object) -> Decoding:
         if isinstance(task, Writing):
             return task.decoding
-        usual = CaptioningSection.model_fields["decoding"].default.model_dump()
-        positions = self._start.model.max_positions - FIRST_POSITION
-        return Decoding(**{**usual, **{key: min(usual[key], positions) for key in ("longest", "shortest")}})
+        return Decoding(**usual_decoding(self._start.model.max_positions - FIRST_POSITION).model_dump())
 
     def _lacks(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.checkpoint}: is a model of {self._start.family}: {what}")
@@ -271,6 +272,9 @@ class Unimo:
 
     def _packed(self, texts: Text | Sequence[Text]) -> list[PackedText]:
         parts = [text if isinstance(text, tuple) else (text,) for text in _listed(texts)]
+        for number, part in enumerate(parts):
+            if len(part) > 2 or not all(isinstance(each, str) for each in part):
+                raise ConfigError(f"text {number} is {part!r:.80}; a text is a str, or two of them in a tuple")
         ids = iter(self._start.tokenizer.encode([part for each in parts for part in each]))
         return [joined([np.array(next(ids), np.int64) for _ in each], self._data.max_text_tokens) for each in parts]
 
@@ -356,7 +360,7 @@ def _pixels(number: int, image: str | Path | Image.Image | npt.NDArray[np.uint8]
         if isinstance(image, str | Path):
             return read_image(Path(image))
         pixels_HW3 = as_rgb(image) if isinstance(image, Image.Image) else np.asarray(image)
-    except ImageError as error:
+    except (ImageError, OSError) as error:  # a PIL image is read when its pixels are asked for
         raise DataError(f"{image if isinstance(image, str | Path) else f'image {number}'}: {error}") from error
     if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or not pixels_HW3.size:
         raise DataError(f"image {number}: {pixels_HW3.dtype} {list(pixels_HW3.shape)}; wants uint8 [H, W, 3], RGB")

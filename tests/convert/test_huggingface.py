@@ -1,5 +1,6 @@
 """Exported models, opened by transformers where unimo_ds is not installed: the same numbers, and the way back."""
 
+import inspect
 import json
 import os
 import shutil
@@ -19,14 +20,17 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from tests.helpers import TINY, random_regions
+from unimo_ds import Unimo
 from unimo_ds.batch import Kind
 from unimo_ds.cli import app
 from unimo_ds.config import FinetuneConfig, ModelSection, dump_config
 from unimo_ds.conversion import import_huggingface
+from unimo_ds.convert.exported import modeling_unimo
+from unimo_ds.convert.exported.modeling_unimo import UnimoForConditionalGeneration
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, Sequence, with_targets
 from unimo_ds.engine.checkpoint_folder import Extras, damage_of, write_checkpoint
-from unimo_ds.errors import CheckpointError
+from unimo_ds.errors import CheckpointError, UnimoError
 from unimo_ds.export import export_huggingface
 from unimo_ds.model.beams import Decoding
 from unimo_ds.model.generation import generate
@@ -360,7 +364,11 @@ def _without_a_layer(folder: Path) -> None:
     [
         (lambda folder: _cut(folder / "model.safetensors"), "no exported model"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "roberta"}'), "model_type 'roberta'"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "no exported model"),
         (lambda folder: (folder / "unimo_ds_state.json").unlink(), "no unimo_ds_state.json"),
+        (lambda folder: (folder / "unimo_ds_state.json").write_text("{"), "unimo_ds_state.json: cannot be read"),
+        (lambda folder: (folder / "unimo_ds_state.json").write_text("{}"), "has no detector, model, step"),
+        (lambda folder: (folder / "vocab.json").write_text("{"), "is not valid JSON"),
         (_without_a_layer, "lacks transformer.layers.1.expand.weight, transformer.layers.1.expand.bias; cannot place strange"),
     ],
 )
@@ -370,9 +378,47 @@ def test_a_damaged_folder_is_not_imported(
     copy = tmp_path / "copy"
     shutil.copytree(made["pretrained"].exported, copy)
     damage(copy)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(UnimoError, match=said):
         import_huggingface(copy, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_what_transformers_saved_in_half_precision_comes_back_whole(made: dict[str, Made], tmp_path: Path) -> None:
+    """A class saves what it has: the other parts are new, and that is said."""
+    one, saved = made["pretrained"], tmp_path / "saved"
+    shutil.copytree(one.exported, saved)
+    UnimoForConditionalGeneration.from_pretrained(one.exported, dtype=torch.bfloat16).save_pretrained(saved)
+    found = import_huggingface(saved, tmp_path / "back")
+    assert {name.split(".")[0] for name in found.new} == {"region_head", "matching_head", "temperature"}
+    weights = load_file(tmp_path / "back/model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    name = "transformer.layers.0.expand.weight"
+    assert torch.equal(weights[name], one.unimo.get_parameter(name).detach().bfloat16().float())
+    assert Unimo.from_pretrained(tmp_path / "back").generate(texts="a red cup")
+
+
+def test_a_trainer_finds_every_input_and_divides_by_itself() -> None:
+    """transformers' Trainer drops columns that a signature does not name, and asks whether a loss is a mean."""
+    wanted = {*inspect.signature(modeling_unimo.UnimoModel.forward).parameters, "labels"}
+    for kind in ("UnimoForMaskedLM", "UnimoForSequenceClassification", "UnimoForConditionalGeneration"):
+        found = inspect.signature(getattr(modeling_unimo, kind).forward).parameters
+        assert wanted <= set(found) and not getattr(modeling_unimo, kind).accepts_loss_kwargs
+
+
+def test_the_card_has_the_numbers_of_its_own_checkpoint(made: dict[str, Made], tmp_path: Path) -> None:
+    for step in (1, 2):
+        shutil.copytree(made["pretrained"].checkpoint, tmp_path / f"run/checkpoints/step-0000000{step}")
+    (tmp_path / "run/checkpoints/latest").write_text("step-00000002")
+    (tmp_path / "run/evaluation.json").write_text(json.dumps({"numbers": {"eval/i2t_r1": 0.5}}))
+    cards = []
+    for step, ended in ((1, False), (2, False), (1, True), (2, True)):
+        (tmp_path / "run/DONE").unlink(missing_ok=True)
+        if ended:
+            (tmp_path / "run/DONE").write_text("2")
+        out = tmp_path / f"out-{step}-{ended}"
+        export_huggingface(tmp_path / f"run/checkpoints/step-0000000{step}", out)
+        cards.append("| i2t_r1 | 0.5 |" in (out / "README.md").read_text())
+    assert cards == [False, False, False, True]
 
 
 def test_the_command_says_what_it_took_and_refuses_what_is_there(made: dict[str, Made], tmp_path: Path) -> None:

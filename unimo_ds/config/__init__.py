@@ -24,6 +24,7 @@ from unimo_ds.config.finetuning import (
     VqaSection,
     WritingSection,
     load_finetune_config,
+    usual_decoding,
 )
 from unimo_ds.config.pretraining import (
     SIZES,
@@ -86,4 +87,5 @@ __all__ = [
     "load_config",
     "load_finetune_config",
     "parse_config",
+    "usual_decoding",
 ]

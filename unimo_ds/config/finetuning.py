@@ -137,10 +137,18 @@ class EntailmentSection(Section):
     """An image and a sentence to one of three classes: SNLI-VE (unimo-spec, 7.4)."""
 
     family: Literal["entailment"]
+    # In the order of the head's scores, which matters for a head that was converted (docs/weights.md).
+    labels: tuple[str, ...] = ("entailment", "neutral", "contradiction")
     train: EntailmentFiles
     dev: Annotated[dict[SetName, EntailmentFiles], AtLeastOne]
     test: dict[SetName, EntailmentFiles] = Field(default_factory=dict)
     adversarial: AdversarialSection | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_the_three(self) -> "EntailmentSection":
+        if sorted(self.labels) != ["contradiction", "entailment", "neutral"]:
+            raise ValueError(f"labels {list(self.labels)}: give entailment, neutral and contradiction, in whatever order")
+        return self
 
 
 class VqaSection(Section):
@@ -173,6 +181,13 @@ class CaptioningSection(Section):
     label_smoothing: Rate = 0.1
     decoding: DecodingSection = DecodingSection(longest=50, shortest=5)
     adversarial: AdversarialSection | None = None
+
+
+def usual_decoding(positions: int) -> DecodingSection:
+    """How a model that was fine-tuned for no generation searches: as for COCO's captions, within its positions."""
+    coco = CaptioningSection.model_fields["decoding"].default
+    lengths = {key: min(getattr(coco, key), positions) for key in ("longest", "shortest")}
+    return DecodingSection(**{**coco.model_dump(), **lengths})
 
 
 class RetrievalSection(Section):

@@ -7,12 +7,11 @@ of a model with heads, and the rest stands as it is. Nothing is copied, split or
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,11 +19,10 @@ from torch import Tensor
 from unimo_ds.config import DecodingSection, ModelSection
 from unimo_ds.convert.exported.configuration_unimo import UnimoConfig
 from unimo_ds.convert.model_card import model_card
-from unimo_ds.engine.checkpoint_folder import Extras, fresh
+from unimo_ds.engine.checkpoint_folder import Extras, new_folder, read_state
 from unimo_ds.errors import CheckpointError
 from unimo_ds.model.embeddings import ROLES, TURNS
 from unimo_ds.model.layers import EPSILON
-from unimo_ds.model.unimo import UnimoModel
 from unimo_ds.tokenizer import CLS, PAD, SEP, UNK, Tokenizer
 
 _BASE = ("embedding.", "transformer.", "image_pooler.", "text_pooler.")
@@ -64,37 +62,33 @@ class Exported:
 
 
 def write_exported(exported: Exported, out: Path) -> None:
-    """Writes the folder; a kill leaves no half of it.
+    """Writes the folder.
 
     Raises:
-        CheckpointError: it exists.
+        CheckpointError: as `new_folder`.
     """
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; give another folder, or remove it")
-    temporary = out.with_name(f".writing-{out.name}")
-    fresh(temporary)
-    weights = {_exported_name(name): value for name, value in exported.weights.items()}
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    (temporary / "model.safetensors").chmod(0o644)  # safetensors makes its files private, and this one is to be shared
-    for name in _FILES:
-        shutil.copyfile(_CODE / name, temporary / name)
-    config = _config(exported)
-    contents = {
-        "config.json": config,
-        "generation_config.json": _generation(exported),
-        "processor_config.json": _processor(exported),
-        "tokenizer_config.json": _tokenizer_config(exported),
-        _STATE: exported.state,
-    }
-    for name, content in contents.items():
-        (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (temporary / _RUN).write_text(exported.config_yaml, encoding="utf-8")
-    for name in _TOKENIZER:
-        shutil.copyfile(exported.tokenizer.folder / name, temporary / name)
-    _write_fast_tokenizer(exported.tokenizer, temporary / "tokenizer.json")
-    card = model_card(out.name, config, exported.state, exported.config_yaml, exported.numbers)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    temporary.rename(out)
+    with new_folder(out) as temporary:
+        weights = {_exported_name(name): value for name, value in exported.weights.items()}
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "model.safetensors").chmod(0o644)  # safetensors makes its files private, and this one is to be shared
+        for name in _FILES:
+            shutil.copyfile(_CODE / name, temporary / name)
+        config = _config(exported)
+        contents = {
+            "config.json": config,
+            "generation_config.json": _generation(exported),
+            "processor_config.json": _processor(exported),
+            "tokenizer_config.json": _tokenizer_config(exported),
+            _STATE: exported.state,
+        }
+        for name, content in contents.items():
+            (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (temporary / _RUN).write_text(exported.config_yaml, encoding="utf-8")
+        for name in _TOKENIZER:
+            shutil.copyfile(exported.tokenizer.folder / name, temporary / name)
+        _write_fast_tokenizer(exported.tokenizer, temporary / "tokenizer.json")
+        card = model_card(out.name, config, exported.state, exported.config_yaml, exported.numbers)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def _exported_name(name: str) -> str:
@@ -105,7 +99,8 @@ def _config(exported: Exported) -> dict[str, Any]:
     model = exported.model
     parts = [part for part in _PARTS if any(name.startswith(f"{part}.") for name in exported.weights)]
     head = exported.state.get("task", {}).get("family") if any(name.startswith("head.") for name in exported.weights) else None
-    classes = _classes(parts, head)
+    untrained = {name.split(".")[0] for name in exported.state.get("source", {}).get("new", ())}
+    classes = _classes([part for part in parts if part not in untrained], head)
     config: dict[str, Any] = UnimoConfig(
         vocab_size=model.vocabulary_size,
         hidden_size=model.hidden_size,
@@ -137,7 +132,7 @@ def _config(exported: Exported) -> dict[str, Any]:
 
 
 def _classes(parts: Sequence[str], head: str | None) -> dict[str, str]:
-    """Which class each of transformers' auto classes opens; the last one has all of the weights, or most."""
+    """Which class each of transformers' auto classes opens, by the parts that were trained; the last one has most of them."""
     classes = {"AutoModel": "UnimoModel"}
     if "language_head" in parts:
         classes["AutoModelForMaskedLM"] = "UnimoForMaskedLM"
@@ -211,41 +206,29 @@ def _write_fast_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def read_exported(folder: Path) -> tuple[dict[str, Tensor], Extras]:
-    """What a checkpoint is made of, from an exported folder.
+    """What a checkpoint is made of, from an exported folder; weights of any precision become float32.
 
     Raises:
-        CheckpointError: it is no exported folder of this model, a file is missing or damaged, or its weights do not fit.
+        CheckpointError: it is no exported folder of this model, or a file is missing or damaged.
+        DataError: its tokenizer is damaged.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        ours = config.get("model_type") == "unimo" and "parts" in config
         weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no exported model: {error}; give a folder that `unimo-ds export` wrote") from error
-    if config.get("model_type") != "unimo" or "parts" not in config:
+    if not ours:
         raise CheckpointError(
             f"{folder}/config.json: model_type {config.get('model_type')!r} is not a model that `unimo-ds export` wrote"
         )
     if missing := [name for name in (*_TOKENIZER, _STATE, _RUN) if not (folder / name).exists()]:
         raise CheckpointError(f"{folder}: no {', no '.join(missing)}; copy them from where the model was exported to")
-    weights = {name.removeprefix("unimo."): value for name, value in weights.items()}
-    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    _expect_fitting(folder, weights, ModelSection.model_validate(state["model"]))
-    return weights, Extras((folder / _RUN).read_text(encoding="utf-8"), state, folder)
-
-
-def _expect_fitting(folder: Path, weights: Mapping[str, Tensor], model: ModelSection) -> None:
-    """Refuses weights that are missing, unknown, or of another shape than the state says."""
-    with torch.device("meta"):
-        unimo = UnimoModel(model)
-        if any(".voice." in name for name in weights):
-            unimo.add_voices(model)
-    shapes = {name: parameter.shape for name, parameter in unimo.named_parameters()}
-    found = {name: value for name, value in weights.items() if not name.startswith("head.")}
-    present = {name.split(".")[0] for name in found} | {"embedding", "transformer"}
-    missing = [name for name in shapes if name.split(".")[0] in present and name not in found]
-    wrong = [name for name, value in found.items() if shapes.get(name) != value.shape]
-    if missing or wrong:
-        named = "; ".join(
-            f"{what} {', '.join(names[:3])}" for what, names in (("lacks", missing), ("cannot place", wrong)) if names
+    state = read_state(folder, _STATE)
+    words, vectors = Tokenizer(folder).size, int(state["model"]["vocabulary_size"])
+    if words != vectors:
+        raise CheckpointError(
+            f"{folder}/vocab.json: has {words:,} tokens, and the model vectors for {vectors:,}; copy it again"
         )
-        raise CheckpointError(f"{folder}/model.safetensors: does not fit {_STATE} beside it: {named}")
+    extras = Extras((folder / _RUN).read_text(encoding="utf-8"), state, folder)
+    return {name.removeprefix("unimo."): value.float() for name, value in weights.items()}, extras

@@ -1,5 +1,6 @@
 """The README of an exported model: what it is, what is known of its run, and code to begin with."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ _CHOOSES = """model = AutoModelForSequenceClassification.from_pretrained(name, t
 scores = model(**processor{inputs}).logits[0]
 for number in scores.argsort(descending=True)[:5].tolist():
     print(model.config.id2label[number], float(scores[number]))"""
+_NAMES = """model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)
+inputs = processor{inputs}
+logits = model(**inputs).logits[0, inputs["input_ids"][0] == processor.tokenizer.mask_token_id]
+print(processor.batch_decode(logits.topk(5).indices.T))"""
 _ENCODES = """model = AutoModel.from_pretrained(name, trust_remote_code=True)
 image = model(**processor(regions=regions)).image_embeds
 text = model(**processor(text="two dogs on a beach")).text_embeds
@@ -68,10 +73,11 @@ def model_card(name: str, config: dict[str, Any], state: dict[str, Any], run_yam
     """
     run = yaml.safe_load(run_yaml) or {}
     facts = [f"- {what}: {fact}" for what, fact in _facts(config, state, run).items() if fact]
-    return _CARD.format(name=name, facts="\n".join(facts), code=_code(name, config, run), measured=_measured(numbers))
+    code = _code(name, config, run, (state.get("source") or {}).get("new", ()))
+    return _CARD.format(name=name, facts="\n".join(facts), code=code, measured=_measured(numbers))
 
 
-def _kind(config: dict[str, Any], family: str | None) -> _Kind:
+def _kind(config: dict[str, Any], family: str | None, new: Collection[str]) -> _Kind:
     text, regions = 'text="two dogs on a beach"', "regions=regions"
     if config["head"] is not None:
         image = config["head"] != "sentences"
@@ -81,11 +87,13 @@ def _kind(config: dict[str, Any], family: str | None) -> _Kind:
     if family is not None:
         image = family == "captioning"
         return _Kind("AutoModelForSeq2SeqLM", _WRITES, image, f"({regions})" if image else f"({text})")
+    if any("pooler" in name for name in new):
+        return _Kind("AutoModelForMaskedLM", _NAMES, False, '(text="two dogs on a <mask>")')
     return _Kind("AutoModel", _ENCODES, True, "")
 
 
-def _code(name: str, config: dict[str, Any], run: dict[str, Any]) -> str:
-    kind = _kind(config, run.get("task", {}).get("family"))
+def _code(name: str, config: dict[str, Any], run: dict[str, Any], new: Collection[str]) -> str:
+    kind = _kind(config, run.get("task", {}).get("family"), new)
     lines = [
         *(["import numpy as np"] if kind.image else []),
         f"from transformers import {kind.auto}, AutoProcessor",
@@ -107,12 +115,13 @@ def _facts(config: dict[str, Any], state: dict[str, Any], run: dict[str, Any]) -
         "regions": _detector(state.get("detector") or {}, config["feature_width"]),
         "fine-tuned for": run.get("task", {}).get("family", ""),
         "started from": _origin(state.get("source")) or str(run.get("init") or ""),
+        "never trained, random": ", ".join(f"`{name}`" for name in (state.get("source") or {}).get("new", ())),
         "trained": _training(state, run.get("training", {})),
         "corpora": ", ".join(f"{each['name']} ({each['kind']}, {each['per_step']} a step)" for each in corpora),
     }
 
 
-def _origin(source: dict[str, str] | None) -> str:
+def _origin(source: dict[str, Any] | None) -> str:
     """Where converted weights came from."""
     return f"{source['kind']} ({source['folder']}, files' sha256 {source['sha256'][:16]})" if source else ""
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from unimo_ds.config import ModelSection
+from unimo_ds.config import SIZES, ModelSection
 from unimo_ds.convert.converted import Converted, listed, model_section
 from unimo_ds.convert.paddle import open_parameter
 from unimo_ds.errors import CheckpointError
@@ -20,6 +20,7 @@ from unimo_ds.progress import track
 
 Floats = npt.NDArray[np.float32]
 
+_PUBLISHED = {int(SIZES[size]["hidden_size"]): int(SIZES[size]["layers"]) for size in ("base", "large")}  # layers by width
 _HEAD_WIDTH = 64  # of attention, in both sizes (unimo-spec, 2.2)
 _LAYER = re.compile(r"encoder_layer_(\d+)_")
 _OPTIMISER = re.compile(r"_moment[12]_\d+$|_beta[12]_pow_acc_\d+$|learning_rate|^@|loss_scaling|_steps?_\d+$")
@@ -116,6 +117,11 @@ class OriginalFolder(Mapping[str, Floats]):
                 "UNIMO's attention heads; this is another model"
             )
         layers = max(int(found[1]) for name in self if (found := _LAYER.match(name))) + 1
+        if width in _PUBLISHED and layers != _PUBLISHED[width]:
+            raise CheckpointError(
+                f"{self.path}: has {layers} layers of width {width}, and the published model of that width has "
+                f"{_PUBLISHED[width]}: files of whole layers are missing; unpack the archive again"
+            )
         return model_section(
             hidden_size=width,
             layers=layers,
@@ -203,8 +209,12 @@ def convert_original(
     if absent:
         missing = [there for name in sorted(absent) for there in origins[name].names if there not in folder]
         raise CheckpointError(
-            f"{folder.path}: lacks {listed(missing)}: unpack the archive again; or, if it is a fine-tuned model, which lacks "
-            "what its task does not read, give the task's --recipe"
+            f"{folder.path}: lacks {listed(missing)}: unpack the archive again; or, "
+            + (
+                "if it is a fine-tuned model, which lacks what its task does not read, give the task's --recipe"
+                if family is None
+                else f"if it was fine-tuned for something else than {family}, give the recipe of that"
+            )
         )
     reading = track(origins.items(), f"reading {folder.path}", len(origins), "parameters")
     weights = {name: _read(folder, origin, wanted[name]) for name, origin in reading}

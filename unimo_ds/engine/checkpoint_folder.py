@@ -17,7 +17,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,27 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor], extras: Extras) -
     Raises:
         CheckpointError: the folder exists.
     """
+    with new_folder(folder) as temporary:
+        write_manifest(temporary, int(extras.state["step"]), facts_of(temporary, write_content(temporary, weights, extras)))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into, which becomes `folder` at the end of the block: a kill leaves no half of it.
+
+    Raises:
+        CheckpointError: it exists already, or the disk refuses it.
+    """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; give another folder, or remove it")
     temporary = folder.with_name(f".writing-{folder.name}")
-    fresh(temporary)
-    write_manifest(temporary, int(extras.state["step"]), facts_of(temporary, write_content(temporary, weights, extras)))
-    temporary.rename(folder)
+    try:
+        fresh(temporary)
+        yield temporary
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error type
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{folder}: cannot be written ({error}); nothing is there") from error
 
 
 def fresh(folder: Path) -> None:
@@ -176,11 +192,13 @@ def find_checkpoint(folder: Path) -> Path | None:
     return Path(found) if found is not None else None
 
 
-def damage_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None if it is whole."""
+def damage_of(checkpoint: Path, moments: bool = True) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if it is whole. `moments`: look at the optimizer's files too."""
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
         for name, facts in manifest["files"].items():
+            if not moments and name.startswith("optimizer-"):
+                continue
             path = checkpoint / name
             if not path.exists():
                 return f"{name} is missing"
@@ -218,7 +236,18 @@ def read_model_weights(checkpoint: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if not name.startswith(_HEAD)}
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The facts beside the tensors."""
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return state
+def read_state(checkpoint: Path, name: str = "state.json") -> dict[str, Any]:
+    """The facts beside the tensors.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = checkpoint / name
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"step", "model", "detector"} - state.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); take another checkpoint") from error
+    if missing:
+        raise CheckpointError(f"{path}: has no {', '.join(sorted(missing))}: it is damaged; take another checkpoint")
+    return dict(state)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from unimo_ds.batch import Batch
-from unimo_ds.config import AdversarialSection, EntailmentFiles, ModelSection
+from unimo_ds.config import AdversarialSection, EntailmentFiles, EntailmentSection, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.prepared import Rejects
 from unimo_ds.data.store import RegionStore
@@ -25,7 +25,7 @@ from unimo_ds.tasks.id_files import Hypothesis, read_id_hypotheses
 from unimo_ds.tasks.task import Example, Judged, Tokens
 from unimo_ds.tokenizer import Tokenizer
 
-_CLASSES = ("entailment", "neutral", "contradiction")
+_USUAL: tuple[str, ...] = EntailmentSection.model_fields["labels"].default
 
 
 class Entailment(AdversarialTask[EntailmentFiles]):
@@ -34,19 +34,26 @@ class Entailment(AdversarialTask[EntailmentFiles]):
     Args:
         tokenizer: of the run; for the release's files, which hold ids.
         adversarial: how it is taught on perturbed inputs, if it is.
+        labels: the classes in the order of the head's scores.
     """
 
     heads = ("text_pooler", "image_pooler")
     chosen_by = "accuracy"
     ending = ".jsonl"
 
-    def __init__(self, tokenizer: Tokenizer, adversarial: AdversarialSection | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, adversarial: AdversarialSection | None = None, labels: Sequence[str] = _USUAL
+    ) -> None:
         self.adversarial = adversarial
-        self._tokenizer, self._classes = tokenizer, Classes(_CLASSES)
+        self._tokenizer, self._classes = tokenizer, Classes(labels)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self._classes.names)}
 
     @property
     def score_names(self) -> Sequence[str]:
-        return _CLASSES
+        return self._classes.names
 
     def read(self, files: EntailmentFiles, rejects: Rejects, teach: bool) -> Iterator[Example]:
         store = RegionStore(files.regions)
@@ -62,11 +69,11 @@ class Entailment(AdversarialTask[EntailmentFiles]):
         if image not in store:
             raise ValueError(f"image {image!r} has no regions in {store.folder}")
         # The release does not tell whether its files have names or numbers; a number is taken as the place among the names.
-        label = dict(enumerate(_CLASSES)).get(int(row.label), row.label) if row.label.isdecimal() else row.label
+        label = dict(enumerate(self._classes.names)).get(int(row.label), row.label) if row.label.isdecimal() else row.label
         return Example(row.name, (row.text,), image, store, self._classes.number(label) if label else None)
 
     def build_head(self, model: ModelSection) -> nn.Module:
-        return EntailmentHead(model, len(_CLASSES))
+        return EntailmentHead(model, len(self._classes.names))
 
     def add(self, packer: Packer, example: Example, tokens: Tokens, number: int) -> None:
         add_pair(packer, example, tokens, number)

@@ -21,6 +21,7 @@ from unimo_ds.data.packing import Packer, pack_alone
 from unimo_ds.data.plan import CANDIDATES, Item, share
 from unimo_ds.data.prepared import Rejects, batched
 from unimo_ds.data.sequences import Ints
+from unimo_ds.data.store import RegionStore
 from unimo_ds.errors import ConfigError, DamagedRecordError, DataError
 from unimo_ds.tasks.classification import joined, show_image
 from unimo_ds.tasks.task import Example, Pairing, Task, TaskBatch, Tokens
@@ -103,6 +104,17 @@ class ExampleSet:
     def unlabelled(self) -> list[str]:
         """Names of the examples without labels; if there are any, answers to the set cannot be scored."""
         return [example.name for example in self.examples if example.label is None]
+
+    @property
+    def stores(self) -> list[RegionStore]:
+        """The stores of the images, each once."""
+        found = {id(example.store): example.store for example in self.examples if example.store is not None}
+        return list(found.values())
+
+    @property
+    def detector(self) -> dict[str, Any]:
+        """Whose regions the images have; of texts alone, nobody's."""
+        return self.stores[0].detector if self.stores else {}
 
     def _texts(self, example: Example) -> tuple[str, ...]:
         return (*example.texts, example.target) if self._targets else example.texts

@@ -38,7 +38,7 @@ def make_task(section: TaskSection, tokenizer: Tokenizer, facts: dict[str, Any] 
         case SentencesSection():
             return Sentences(section)
         case EntailmentSection():
-            return Entailment(tokenizer, section.adversarial)
+            return Entailment(tokenizer, section.adversarial, section.labels)
         case VqaSection():
             return Vqa(common_answers(section) if facts is None else facts["answers"])
         case RetrievalSection():

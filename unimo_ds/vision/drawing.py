@@ -25,6 +25,7 @@ _OTHER_FONTS = (
     "msyh.ttc",
     "PingFang.ttc",
 )
+_NARROWEST = 240  # pixels: what is written under a picture must be read
 _NO_LETTER = "\U0010ffff"  # drawn as what a font shows in place of letters it lacks
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -157,17 +158,13 @@ def draw_surest(
 
 
 def write_under(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The picture with `lines` beneath it on white, each broken where it is wider than the picture."""
-    size = min(_LARGEST_LETTER, max(12, image.width // 28))
+    """The picture with `lines` beneath it on white, each broken where it is wider than the picture, which may be widened."""
+    width = max(image.width, _NARROWEST)
+    size = min(_LARGEST_LETTER, max(12, width // 28))
     margin, height = size // 2, size * 3 // 2
     canvas = ImageDraw.Draw(image)
-    rows = [
-        (row, font)
-        for line in lines
-        for font in [font_for(line, size)]
-        for row in _rows(canvas, line, font, image.width - size)
-    ]
-    sheet = Image.new("RGB", (image.width, image.height + height * len(rows) + margin), "white")
+    rows = [(row, font) for line in lines for font in [font_for(line, size)] for row in _rows(canvas, line, font, width - size)]
+    sheet = Image.new("RGB", (width, image.height + height * len(rows) + margin), "white")
     sheet.paste(image)
     canvas = ImageDraw.Draw(sheet)
     for number, (row, font) in enumerate(rows):

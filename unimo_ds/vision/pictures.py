@@ -9,6 +9,7 @@ from PIL import Image
 
 from unimo_ds.errors import ConfigError
 from unimo_ds.regions import Regions
+from unimo_ds.vision.extract import ImageError, as_rgb
 
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPEG")  # tried behind a key: published features name images without
 _CANVAS = "#eef1f5"
@@ -36,10 +37,10 @@ def open_picture(root: Path, key: str) -> Image.Image | Picture:
     path = root / key
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return Image.fromarray(as_rgb(image))
     except FileNotFoundError:
         return Picture(key, "", f"missing: {path}")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, ImageError, Image.DecompressionBombError) as error:
         return Picture(key, "", f"cannot be read: {path} ({type(error).__name__})")
 
 

@@ -240,7 +240,14 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = UnimoConfig
     base_model_prefix = "unimo"
     main_input_name = "input_ids"
+    # To `Trainer`: losses are means over a micro-batch, and it must divide by their number itself.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
     _no_split_modules = ["UnimoLayer"]  # noqa: RUF012
+
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Module:
+        """Refused: words are scored with their own vectors and a bias each, and the last id is the mask."""
+        raise NotImplementedError("the vocabulary of this model cannot be changed")
 
     def _init_weights(self, module: nn.Module) -> None:
         deviation = self.config.initializer_range
@@ -360,19 +367,28 @@ class UnimoForMaskedLM(UnimoPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **inputs: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_locations: Tensor | None = None,
+        region_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        voice_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """The scores of every word at each row of the text, [B, W, V].
+        """The scores of every word at each row of the text, [B, W, V]. Arguments as of `UnimoModel.forward`, and
 
         Args:
-            input_ids: words, [B, W].
-            labels: what each is to be, -100 where nothing is asked.
-            inputs: the others of `UnimoModel.forward`.
+            labels: what each word is to be, [B, W], -100 where nothing is asked.
         """
-        encoded = self.unimo(input_ids=input_ids, **inputs)
+        encoded = self.unimo(
+            input_ids, attention_mask, region_features, region_locations, region_attention_mask, position_ids, voice_ids
+        )
         logits_BWV = self.language_head(encoded.text_hidden_state, self.unimo.embedding.text.word.weight)
         loss = None if labels is None else F.cross_entropy(logits_BWV.flatten(0, 1).float(), labels.flatten())
-        output = MaskedLMOutput(loss=loss, logits=logits_BWV, hidden_states=None)
+        output = MaskedLMOutput(loss=loss, logits=logits_BWV)
         return output.to_tuple() if return_dict is False else output
 
 
@@ -550,9 +566,21 @@ class UnimoForPreTraining(UnimoPreTrainedModel):
         self.temperature = UnimoTemperature()
         self.post_init()
 
-    def forward(self, return_dict: bool | None = None, **inputs: Any) -> UnimoForPreTrainingOutput | tuple[Tensor, ...]:
-        """What each head says of the rows that it reads; `inputs` as of `UnimoModel.forward`."""
-        encoded = self.unimo(**inputs)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_locations: Tensor | None = None,
+        region_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        voice_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> UnimoForPreTrainingOutput | tuple[Tensor, ...]:
+        """What each head says of the rows that it reads; arguments as of `UnimoModel.forward`."""
+        encoded = self.unimo(
+            input_ids, attention_mask, region_features, region_locations, region_attention_mask, position_ids, voice_ids
+        )
         image_BID, text_BWD = encoded.image_hidden_state, encoded.text_hidden_state
         logits_BWV = features_BIF = classes_BIC = fits_B = None
         if text_BWD is not None:
@@ -648,15 +676,25 @@ class UnimoForSequenceClassification(UnimoPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, labels: Tensor | None = None, return_dict: bool | None = None, **inputs: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_locations: Tensor | None = None,
+        region_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        voice_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Scores, [B, C]; of `vqa` each is turned to a probability by the sigmoid.
+        """Scores, [B, C]; those of `vqa` become probabilities by the sigmoid. Arguments as of `UnimoModel.forward`, and
 
         Args:
             labels: numbers of classes; of `vqa` soft scores, [B, C]; of a regression numbers.
-            inputs: as of `UnimoModel.forward`.
         """
-        encoded = self.unimo(**inputs)
+        encoded = self.unimo(
+            input_ids, attention_mask, region_features, region_locations, region_attention_mask, position_ids, voice_ids
+        )
         read = ("text",) if self.config.head == "sentences" else ("image", "text")
         if lacking := [name for name in read if getattr(encoded, f"{name}_pooled") is None]:
             raise ValueError(

@@ -114,9 +114,9 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
             )
         width, height = float(image["width"]), float(image["height"])
         shown = min(len(boxes_R4), self.max_regions)
-        mean_1F = features_RF.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.float16)
-        if not len(features_RF):
-            mean_1F = np.zeros((1, features_RF.shape[1]), np.float16)
+        mean_1F = np.zeros((1, features_RF.shape[1]), np.float16)
+        if len(features_RF):
+            mean_1F = features_RF.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.float16)
         relative_R4 = boxes_R4 / np.array([width, height, width, height], np.float32)
         area_R = (boxes_R4[:, 3] - boxes_R4[:, 1]) * (boxes_R4[:, 2] - boxes_R4[:, 0]) / np.float32(width * height)
         whole_15 = np.array([[0, 0, 1, 1, 1]], np.float32)
