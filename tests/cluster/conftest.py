@@ -1,12 +1,11 @@
-"""One cluster and one set of inputs for all tests of this folder."""
+"""One cluster for all tests of this folder; the inputs are those of the life tests."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.slurm import Cluster
-from tests.life.small_run import write_candidates, write_inputs
+from tests.life.conftest import inputs as inputs
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +16,3 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
     finally:
         made.stop()
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_inputs(folder)
-    write_candidates(folder)
-    return folder
