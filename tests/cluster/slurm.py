@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.life.small_run import ROOT, environment, free_port
 
 NODES = ("node1", "node2")
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 
 
@@ -146,7 +147,7 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while True:
             job = self.job(number)
-            if job["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"):
+            if job["JobState"] in _ENDED:
                 return job
             assert time.monotonic() < deadline, f"job {number} is still {job['JobState']} after {seconds} s\n{self.logs()}"
             time.sleep(0.5)

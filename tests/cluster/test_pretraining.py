@@ -11,19 +11,38 @@ from tests.life import small_run
 from tests.life.small_run import ROOT
 from unimo_ds.engine.checkpoint_folder import find_checkpoint, read_state
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 BATCH = "slurm/pretrain.sbatch"
-STEPS = 1000  # longer than the time limit of the job that is put back
+SECONDS = 110  # of the run that is put back: its signal comes after 60 at most, and the machine may become faster
 
 
-def weights(run: Path) -> bytes:
+def weights(run: Path, steps: int) -> bytes:
     checkpoint = find_checkpoint(run / "checkpoints")
-    assert checkpoint is not None and read_state(checkpoint)["step"] == STEPS
+    assert checkpoint is not None and read_state(checkpoint)["step"] == steps
     return (checkpoint / "model.safetensors").read_bytes()
 
 
+def wait_for_lines(run: Path, count: int) -> float:
+    """Waits for lines of the log; when they were there."""
+    deadline = time.monotonic() + 240
+    while len(small_run.metrics(run)) < count:
+        assert time.monotonic() < deadline, f"{run}: {len(small_run.metrics(run))} of {count} lines after 4 minutes"
+        time.sleep(0.05)
+    return time.monotonic()
+
+
+def steps_that_take(cluster: Cluster, inputs: Path, seconds: float) -> int:
+    """How many steps two nodes make in a time, as fast as they are now."""
+    config = small_run.write_config(inputs, "pace", steps=50, candidates=True)
+    job = cluster.submit(inputs / "pace.out", "--time=15", BATCH, str(config))
+    first, last = wait_for_lines(inputs / "pace", 10), wait_for_lines(inputs / "pace", 50)
+    assert cluster.wait(job, 60)["JobState"] == "COMPLETED"
+    return int(seconds / (last - first) * 40)
+
+
 def test_a_job_that_its_time_limit_ends_goes_on_and_ends_with_the_same_weights(cluster: Cluster, inputs: Path) -> None:
-    rare = {"steps": STEPS, "checkpoint_every": 10_000, "log_every": 10, "candidates": True}
+    steps = steps_that_take(cluster, inputs, SECONDS)
+    rare = {"steps": steps, "checkpoint_every": 100_000, "log_every": 10, "candidates": True}
     configs = {name: small_run.write_config(inputs, name, **rare) for name in ("whole", "limited")}
     whole = cluster.submit(inputs / "whole.out", "--time=15", BATCH, str(configs["whole"]))
     ended = cluster.wait(whole, 400)
@@ -36,16 +55,13 @@ def test_a_job_that_its_time_limit_ends_goes_on_and_ends_with_the_same_weights(c
     said = (inputs / "limited.out").read_text()
     assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, said
     assert "asked to stop (SIGUSR1)" in said and "requeue: the run goes on" in said and "resumed at step" in said
-    assert weights(inputs / "limited") == weights(inputs / "whole")
+    assert weights(inputs / "limited", steps) == weights(inputs / "whole", steps)
 
 
 def test_a_cancelled_job_saves(cluster: Cluster, inputs: Path) -> None:
     config = small_run.write_config(inputs, "cancelled", steps=100_000, checkpoint_every=100_000)
     job = cluster.submit(inputs / "cancelled.out", "--time=15", BATCH, str(config))
-    deadline = time.monotonic() + 120
-    while len(small_run.metrics(inputs / "cancelled")) < 5:
-        assert time.monotonic() < deadline, (inputs / "cancelled.out").read_text()
-        time.sleep(0.2)
+    wait_for_lines(inputs / "cancelled", 5)
     cluster.command("scancel", str(job))
     assert cluster.wait(job, 60)["JobState"] == "CANCELLED"
     said = (inputs / "cancelled.out").read_text()
