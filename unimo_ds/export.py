@@ -10,7 +10,7 @@ from unimo_ds.config import DecodingSection, usual_decoding
 from unimo_ds.convert.huggingface import Exported, write_exported
 from unimo_ds.engine.checkpoint_folder import damage_of, read_checkpoint_weights, read_state
 from unimo_ds.errors import CheckpointError
-from unimo_ds.opening import is_finetuned, open_finetuned, read_start
+from unimo_ds.opening import is_finetuned, open_task, read_start
 
 
 def export_huggingface(path: Path, out: Path) -> Path:
@@ -29,7 +29,7 @@ def export_huggingface(path: Path, out: Path) -> Path:
         raise CheckpointError(f"{checkpoint}: {damage}; export another checkpoint of the run")
     run_yaml = (checkpoint / "config.yaml").read_text(encoding="utf-8")
     run = yaml.safe_load(run_yaml)
-    labels = open_finetuned(checkpoint, []).task.score_names if is_finetuned(checkpoint) else ()
+    labels = open_task(start, [])[1].score_names if is_finetuned(checkpoint) else ()
     most = start.model.max_positions - FIRST_POSITION
     own = run.get("task", {}).get("decoding")
     write_exported(

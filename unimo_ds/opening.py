@@ -132,6 +132,21 @@ def is_finetuned(path: Path) -> bool:
     return file.exists() and re.search(r"^task:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
+def open_task(start: Start, overrides: list[str]) -> tuple[FinetuneConfig, Task[Any]]:
+    """The configuration and the task of a fine-tuned checkpoint, without its weights.
+
+    Raises:
+        ConfigError: the overrides make another task of it.
+    """
+    config = load_finetune_config(start.checkpoint / "config.yaml", overrides)
+    task = make_task(config.task, start.tokenizer, start.facts)
+    if start.facts != head_facts(config, task):
+        raise ConfigError(
+            f"{start.checkpoint}: was trained for another task, or other labels; task.family and task.labels are its own"
+        )
+    return config, task
+
+
 def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
     """A checkpoint of a fine-tuning run, or the best one of a run folder; on this rank's device. Every rank must call it.
 
@@ -140,14 +155,8 @@ def open_finetuned(path: Path, overrides: list[str]) -> Finetuned:
         ConfigError: the overrides make another task of it.
     """
     start = read_start(path)
-    checkpoint = start.checkpoint
-    config = load_finetune_config(checkpoint / "config.yaml", overrides)
-    task = make_task(config.task, start.tokenizer, start.facts)
-    if start.facts != head_facts(config, task):
-        raise ConfigError(
-            f"{checkpoint}: was trained for another task, or other labels; task.family and task.labels are its own"
-        )
+    config, task = open_task(start, overrides)
     model = build_model(task, start.model)
-    model.load_state_dict(read_weights(checkpoint))
+    model.load_state_dict(read_weights(start.checkpoint))
     model.to(distributed.device())
-    return Finetuned(checkpoint, config, task, start, model)
+    return Finetuned(start.checkpoint, config, task, start, model)

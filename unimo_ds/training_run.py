@@ -15,7 +15,7 @@ from unimo_ds import distributed
 from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
 from unimo_ds.engine.checkpoint import resume, save_checkpoint
-from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_state, read_weights
+from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_guards, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.guards import Guards, LeftOut
 from unimo_ds.engine.run_log import LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back
@@ -91,7 +91,7 @@ class TrainingRun(ABC):
         self._watch = watch
         self._folder, self._seed, self._training, self._engine, self._log = folder, seed, training, engine, log
         self._samples = SampleLog(folder, distributed.rank(), training.log_samples)
-        self._guards = Guards(training.guards, {} if checkpoint is None else read_state(checkpoint).get("guards", {}))
+        self._guards = Guards(training.guards, {} if checkpoint is None else read_guards(checkpoint))
         self._started = time.monotonic()
         self._first_step = 0
 
@@ -203,7 +203,7 @@ class TrainingRun(ABC):
             self._log.write_event(step, ROLLED_BACK, {"to_step": state["step"], **values})
             self._engine.load_weights(read_weights(checkpoint))
             resume(self._engine, checkpoint)
-            self._guards.go_back(state.get("guards", {}))
+            self._guards.go_back(read_guards(checkpoint))
             self._log.say(f"rolled back to {checkpoint}: steps {state['step'] + 1} to {step} are left out")
         if self._guards.exhausted:
             steps = self._guards.in_a_row

@@ -66,5 +66,5 @@ def test_auto_gathers_until_a_gibibyte(monkeypatch: pytest.MonkeyPatch) -> None:
     y = torch.empty(0, 1024, dtype=torch.bfloat16)
     assert [choose_way(length, y) for length in (1, 256, 257)] == ["gather", "gather", "ring"]
     assert choose_way(256, y.float()) == "ring", "float32 vectors are larger"
-    monkeypatch.setattr(contrastive_over_ranks, "_MOST_GATHERED_BYTES", 1)
+    monkeypatch.setattr(contrastive_over_ranks, "MOST_GATHERED_BYTES", 1)
     assert choose_way(1, y) == "ring"

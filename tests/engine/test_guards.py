@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from unimo_ds.config import GuardsSection
+from unimo_ds.engine.checkpoint_folder import read_guards
 from unimo_ds.engine.engine import StepResult
 from unimo_ds.engine.guards import Guards
 
@@ -80,3 +82,11 @@ def test_a_state_that_went_through_a_checkpoint_judges_alike() -> None:
     second = Guards(section, json.loads(json.dumps(first.state)))
     assert judged(whole, losses)[7:] == judged(second, losses[7:]) == [False, True, True]
     assert whole.state == second.state and whole.state["updates"] == 9
+
+
+def test_a_checkpoint_without_guards_has_made_an_update_in_each_step(tmp_path: Path) -> None:
+    state = {"step": 7, "model": {}, "detector": {}}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert Guards(GuardsSection(), read_guards(tmp_path)).state["updates"] == 7
+    (tmp_path / "state.json").write_text(json.dumps({**state, "guards": {"updates": 5}}))
+    assert Guards(GuardsSection(), read_guards(tmp_path)).state["updates"] == 5

@@ -26,7 +26,7 @@ from unimo_ds.engine.checkpoint_folder import (
     checkpoint_name,
     facts_of,
     fresh,
-    read_state,
+    read_guards,
     read_weights,
     sync,
     write_content,
@@ -139,6 +139,5 @@ def resume(engine: Engine, checkpoint: Path) -> None:
         moments = {moment: places[f"{name}/{moment}"].get_tensor(f"{name}/{moment}") for moment in MOMENTS}
         return {"weight": weights[name], **moments}
 
-    state = read_state(checkpoint)
-    updates = state.get("guards", {}).get("updates", state["step"])  # fewer than steps where some were left out
-    engine.load_full_state(int(updates), state_of)
+    updates = int(read_guards(checkpoint)["updates"])  # fewer than steps where some were left out
+    engine.load_full_state(updates, state_of)

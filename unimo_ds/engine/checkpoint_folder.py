@@ -251,3 +251,9 @@ def read_state(checkpoint: Path, name: str = "state.json") -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: has no {', '.join(sorted(missing))}: it is damaged; take another checkpoint")
     return dict(state)
+
+
+def read_guards(checkpoint: Path) -> dict[str, Any]:
+    """What `unimo_ds.engine.guards` goes on from; a checkpoint that counts no updates made one in each step."""
+    state = read_state(checkpoint)
+    return {"updates": int(state["step"]), **state.get("guards", {})}

@@ -174,7 +174,8 @@ class Engine:
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.stage != 3:
             return nullcontext()
-        deepspeed = _import_deepspeed()
+        import deepspeed  # set up when the engine was made (`_import_deepspeed`)
+
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
         return gathered
 

@@ -37,7 +37,7 @@ from unimo_ds.kernels.contrastive import Four, check_inputs, contrastive_statist
 Way = Literal["auto", "gather", "ring"]
 Arrived = Callable[[], list[Tensor]]
 
-_MOST_GATHERED_BYTES = 1 << 30  # on each rank, of the columns of all ranks and their gradients
+MOST_GATHERED_BYTES = 1 << 30  # on each rank, of the columns of all ranks and their gradients
 
 
 def statistics_over_ranks(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_groups_M: Tensor, scale: Tensor, way: Way) -> Four:
@@ -69,7 +69,7 @@ def statistics_over_ranks(x_ND: Tensor, y_MD: Tensor, x_groups_N: Tensor, y_grou
 def choose_way(length: int, y_MD: Tensor) -> Literal["gather", "ring"]:
     """What `auto` stands for when the largest rank has `length` columns like these."""
     gathered = distributed.world_size() * length * y_MD.shape[1] * (2 * y_MD.element_size() + 4)
-    return "ring" if gathered > _MOST_GATHERED_BYTES else "gather"
+    return "ring" if gathered > MOST_GATHERED_BYTES else "gather"
 
 
 def _padded(values: Tensor, length: int, fill: float) -> Tensor:

@@ -256,12 +256,13 @@ class Machine(NamedTuple):
     flops: float
     bandwidth: float
 
-    def floor(self, work: Work, itemsize: int = 2) -> Floor:
-        """The least time: products at full rate, or each byte once from memory, whichever takes longer.
+    def rate(self, itemsize: int) -> float:
+        """Operations a second: products of float32 operands are made of three in TF32, at half the rate of bf16 each."""
+        return self.flops if itemsize == 2 else self.flops / 6
 
-        Products of float32 operands are made of three in TF32, at half the rate of bf16 each.
-        """
-        products = work.flops / (self.flops if itemsize == 2 else self.flops / 6)
+    def floor(self, work: Work, itemsize: int = 2) -> Floor:
+        """The least time: products at full rate, or each byte once from memory, whichever takes longer."""
+        products = work.flops / self.rate(itemsize)
         memory = work.bytes / self.bandwidth
         return Floor(products, "products") if products > memory else Floor(memory, "memory")
 

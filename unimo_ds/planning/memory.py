@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from unimo_ds.config import ModelSection
 from unimo_ds.errors import ConfigError
+from unimo_ds.kernels.contrastive_over_ranks import MOST_GATHERED_BYTES
 from unimo_ds.kernels.counts import CHUNK
 from unimo_ds.planning.workload import Work
 
 FRAMEWORK_BYTES = 1.5e9  # assumed: CUDA's context, NCCL's channels, workspaces of the libraries
 USABLE = 0.92  # assumed: of the memory; the rest is lost between the allocator's blocks
-MOST_GATHERED_BYTES = 1 << 30  # of CMCL's columns: beyond it the ranks pass them round (kernels/contrastive_over_ranks.py)
 _ELSEWHERE = ("cpu", "nvme")
 _UNSHARDED_BUCKET = 500_000_000  # elements that are reduced at once without ZeRO; DeepSpeed's own, no key sets it
 
@@ -128,7 +128,7 @@ def stream_of(work: Work, model: ModelSection, itemsize: int, checkpointing: boo
     return Stream(
         activations=work.positions * (layers + 4 * width * itemsize) + features * itemsize,
         logits=min(work.words * model.vocabulary_size, CHUNK) * itemsize,
-        contrastive=min(columns, MOST_GATHERED_BYTES),
+        contrastive=min(columns, MOST_GATHERED_BYTES),  # beyond it the ranks pass them round
         batches=micro_batches * features * 2,
     )
 

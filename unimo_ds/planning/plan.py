@@ -145,7 +145,8 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
         ConfigError: its DeepSpeed file cannot be read.
     """
     zero, recomputed = Zero.read(deepspeed_config(config.training)), config.training.activation_checkpointing
-    size, work = model_size(config.model, config.objectives), step_work(config)
+    lengths = {corpus.name: lengths_of(corpus, config.data) for corpus in config.data.corpora}
+    size, work = model_size(config.model, config.objectives), step_work(config, lengths)
 
     def case(zero: Zero, recomputed: bool, cluster: Cluster) -> Case:
         return plan_case(config, size, work, zero, recomputed, cluster)
@@ -168,7 +169,6 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
         case(zero, recomputed, replace(cluster, nodes=-(-ranks // cluster.gpus), gpus=min(cluster.gpus, ranks)))
         for ranks in SCALES
     ]
-    lengths = {corpus.name: lengths_of(corpus, config.data) for corpus in config.data.corpora}
     return Plan(config, size, lengths, work, case(zero, recomputed, cluster), choices, scales, _disk(config, size, lengths))
 
 
@@ -184,10 +184,9 @@ def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed:
     memory = memory_of(size, zero, cluster.ranks, itemsize, stream, several=parts > 1)
     traffic = traffic_of(size, zero, itemsize, parts, model.layers)
     flops = step_flops(work, model, recomputed)
-    peak = cluster.gpu.machine.flops * (1 if itemsize == 2 else 1 / 6)  # as `Machine.floor` counts float32
     share = PRODUCTS_SHARE * mine.positions / (mine.positions + HALF_RATE_POSITIONS)
     busy = min(1.0, work.samples / cluster.ranks)
-    products = flops / (cluster.ranks * busy * peak * share)
+    products = flops / (cluster.ranks * busy * cluster.gpu.machine.rate(itemsize) * share)
     messages = traffic.sent(cluster.ranks) / (cluster.link * LINK_SHARE)
     messages += traffic.messages * log2(cluster.ranks) * MESSAGE_SECONDS
     hidden = HIDDEN_SHARE * products if zero.overlap and zero.stage >= 2 else 0.0

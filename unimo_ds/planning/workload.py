@@ -112,12 +112,10 @@ def _words(tokens: float, objectives: ObjectivesSection, generated: float) -> fl
     return tokens * sum(views) / len(views) if views else 0.0
 
 
-def step_work(config: RunConfig) -> Work:
-    """Of a whole step."""
-    parts = (
-        sample_work(corpus, lengths_of(corpus, config.data), config.objectives) * corpus.per_step
-        for corpus in config.data.corpora
-    )
+def step_work(config: RunConfig, lengths: dict[str, Lengths]) -> Work:
+    """Of a whole step; `lengths` of each corpus by name."""
+    corpora = config.data.corpora
+    parts = (sample_work(corpus, lengths[corpus.name], config.objectives) * corpus.per_step for corpus in corpora)
     return sum(parts, Work())
 
 
