@@ -1,6 +1,7 @@
 """A rank that never joins, sleeps, is stopped or killed: the others end soon, and one of them says which it was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.life import small_run
+from tests.life.ranks import Process
 
 pytestmark = pytest.mark.life
 BIN = Path(sys.executable).parent
@@ -41,16 +43,16 @@ def commands(launcher: str, config: Path, fault: str) -> list[tuple[list[str], d
 
 
 @pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
+def started() -> Iterator[list[Process]]:
     """Where a test puts its processes; what is left of them, and of what they started, is killed."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[Process] = []
     yield processes
     for process in processes:
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-        process.communicate()
+        process.communicate(timeout=60)
 
 
 def verdict(run: Path, seconds: float) -> str:
@@ -72,9 +74,7 @@ def wait_for_step(run: Path, step: int) -> None:
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "srun", "plain"])
 @pytest.mark.parametrize("fault", ["absent", "sleeps"])
-def test_every_launcher_has_the_rank_named(
-    inputs: Path, started: list[subprocess.Popen[str]], launcher: str, fault: str
-) -> None:
+def test_every_launcher_has_the_rank_named(inputs: Path, started: list[Process], launcher: str, fault: str) -> None:
     run = inputs / f"{fault}_{launcher}"
     for words, variables in commands(launcher, write_config(inputs, run.name), fault):
         environment = {**small_run.environment(), **variables}
@@ -108,7 +108,7 @@ def test_every_launcher_has_the_rank_named(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_rank_is_named_by_the_other(inputs: Path, started: list[subprocess.Popen[str]], rank: int) -> None:
+def test_a_stopped_rank_is_named_by_the_other(inputs: Path, started: list[Process], rank: int) -> None:
     run = inputs / f"stopped_{rank}"
     started += small_run.start(write_config(inputs, run.name), 2)
     wait_for_step(run, 4)
@@ -116,11 +116,13 @@ def test_a_stopped_rank_is_named_by_the_other(inputs: Path, started: list[subpro
     output = started[1 - rank].communicate(timeout=3 * STEP)[0]
     assert started[1 - rank].returncode == 1
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert f"no sign of life for {STEP} s of rank {rank} (" in line and f"pid {started[rank].pid}), last seen in s" in line
+    assert f"no sign of life for {STEP} s of rank {rank} (" in line
+    # Steps are shorter than the time between two signs of life: the last one may be from any phase since the first step.
+    assert re.search(rf"pid {started[rank].pid}\), last seen in (first_step|step|save) after step \d+, at ", line), line
     assert "Traceback" not in output
 
 
-def test_a_killed_rank_ends_the_others_at_once_and_is_named(inputs: Path, started: list[subprocess.Popen[str]]) -> None:
+def test_a_killed_rank_ends_the_others_at_once_and_is_named(inputs: Path, started: list[Process]) -> None:
     run = inputs / "killed"
     started += small_run.start(write_config(inputs, run.name), 2)
     wait_for_step(run, 4)

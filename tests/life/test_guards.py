@@ -86,6 +86,7 @@ def kill_after(config: Path, run: Path, step: int, *overrides: str) -> None:
         process.send_signal(signal.SIGKILL)
     outputs = small_run.finish(processes)
     assert step in steps_of(run), "\n".join(outputs)
+    assert (run / "checkpoints/latest").exists(), "\n".join(outputs)
     assert (run / "checkpoints/latest").read_text() == f"step-{SAVED:08}"
 
 
