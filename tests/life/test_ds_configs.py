@@ -30,10 +30,10 @@ def start(many_images: Path) -> Path:
 
 
 def run(folder: Path, file: str) -> None:
-    """Runs on two ranks; on NVMe a sub-group of the model's matrices is large enough to be moved there."""
+    """Runs on two ranks. On NVMe single matrices are large enough to be moved there, and do not begin at a disk's blocks."""
     training = {"steps": STEPS, "checkpoint_every": SAVED, "deepspeed": str(small_run.ROOT / f"ds_configs/{file}.json")}
     config = small_run.write_config(folder, f"by_{file}", **training)
-    overrides = ["model.hidden_size=128", "model.layers=3", f"training.offload_folder={folder / 'nvme'}"]
+    overrides = ["model.hidden_size=368", "model.layers=2", f"training.offload_folder={folder / 'nvme'}"]
     small_run.run(config, 2, *overrides, *spoil(folder, INFINITE, np.inf))
 
 

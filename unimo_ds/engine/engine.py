@@ -16,6 +16,7 @@ from unimo_ds import distributed, nvidia_apex
 from unimo_ds.config import OptimisationSection, TrainingSection
 from unimo_ds.engine.lean_zero3 import lighten
 from unimo_ds.engine.memory import keep_freed_memory
+from unimo_ds.engine.nvme import mend_reading
 from unimo_ds.engine.partitioned_state import PartitionedState
 from unimo_ds.errors import ConfigError
 
@@ -160,7 +161,9 @@ class Engine:
         self._training = training
         self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=content)[0]
         self._partitioned = PartitionedState(self._engine.optimizer) if self.stage == 3 else None
-        if self.stage == 3 and not self._offloaded:
+        if self.stage == 3 and self._offloaded:
+            mend_reading(self._engine.optimizer)
+        elif self.stage == 3:
             lighten(self._engine.optimizer)
         self._refused = False
         if self.stage > 0:
