@@ -1,4 +1,4 @@
-"""Every file of `ds_configs/` on two ranks: goes on from a checkpoint of zero0, leaves a bad step out, saves; zero0's numbers."""
+"""Every file of `ds_configs/` on two ranks: goes on from a checkpoint of zero0, leaves a bad step out, has zero0's numbers."""
 
 import json
 import shutil

@@ -1,8 +1,8 @@
 """Gradients of an optimizer on NVMe are read where a disk can put them: DeepSpeed's own way loses most of them, silently.
 
 DeepSpeed 0.19 reads each gradient from its file straight to its place in the sub-group. Reading past the page cache (O_DIRECT)
-needs a place in memory that is a multiple of a disk's block, 128 numbers; where it is not, nothing is read, nothing is said, and
-Adam takes what the memory held before.
+needs a place in memory that is a multiple of a disk's block, 128 numbers; where it is not, nothing is read, nothing is said,
+and Adam takes what the memory held before.
 """
 
 from types import MethodType

@@ -1,7 +1,7 @@
 """ZeRO-3's float32 weights and Adam's moments by parameter, wherever they live: on the device, in host memory, on NVMe.
 
-DeepSpeed's own way to one parameter on NVMe reads, and writes, the whole sub-group that it is part of. Here a sub-group stays in
-memory for the parameters of it that follow each other, so a checkpoint costs about one reading of what it holds.
+DeepSpeed's own way to one parameter on NVMe reads, and writes, the whole sub-group that it is part of. Here a sub-group stays
+in memory for the parameters of it that follow each other, so a checkpoint costs about one reading of what it holds.
 """
 
 from typing import Any
