@@ -3,7 +3,8 @@
 config.yaml         the resolved configuration, a valid input of the command that made it
 receipt.json        command, git state, packages, data manifests, one entry a start
 metrics.jsonl       one object a line: a logged step, or an evaluation
-events.jsonl        one object a line: a step that was left out, or a roll back, with the sample ids of each rank
+events.jsonl        one object a line: a step that was left out, or a roll back, with the sample ids of each rank; damage of a
+                    checkpoint
 tensorboard/        the same numbers as events
 samples-rank*.jsonl (training.log_samples) the sample ids of every step
 checkpoints/        see `unimo_ds.engine.checkpoint`
@@ -24,7 +25,7 @@ from typing import Any
 from unimo_ds.errors import UnimoError
 from unimo_ds.files import replace_text
 
-LEFT_OUT, ROLLED_BACK = "left out", "rolled back"  # kinds of events
+LEFT_OUT, ROLLED_BACK, DAMAGED = "left out", "rolled back", "checkpoint damaged"  # kinds of events
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "triton", "apex")
 
 

@@ -152,14 +152,13 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
         return plan_case(config, size, work, zero, recomputed, cluster)
 
     def ours(name: str) -> Zero:
-        file = Path(f"ds_configs/{name}.json")
-        return Zero.read(deepspeed_config(config.training.model_copy(update={"deepspeed": file})))
+        choice = {"deepspeed": Path(f"ds_configs/{name}.json"), "offload_folder": Path("nowhere")}  # a plan writes nothing
+        return Zero.read(deepspeed_config(config.training.model_copy(update=choice)))
 
-    offloaded = ours("zero3_offload")
     placed = {f"ZeRO {stage}": ours(f"zero{stage}") for stage in range(4)}
     if zero.optimizer_at == zero.weights_at == "none":
         placed[f"ZeRO {zero.stage}"] = zero  # the run's own file in place of ours
-    placed |= {"ZeRO 3, offload to host": offloaded, "ZeRO 3, offload to NVMe": replace(offloaded, optimizer_at="nvme")}
+    placed |= {"ZeRO 3, offload to host": ours("zero3_offload"), "ZeRO 3, offload to NVMe": ours("zero3_nvme")}
     choices = {
         f"{name}{', recomputed' if again else ''}": case(choice, again, cluster)
         for again in (False, True)
