@@ -129,7 +129,8 @@ class Engine:
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         check_settings(training)
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
+        deepspeed.init_distributed(dist_init_required=False)
         if not torch.cuda.is_available():
             keep_freed_memory()
         content = deepspeed_config(training)
@@ -174,7 +175,7 @@ class Engine:
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.stage != 3:
             return nullcontext()
-        import deepspeed  # set up when the engine was made (`_import_deepspeed`)
+        import deepspeed  # set up when the engine was made (`import_deepspeed`)
 
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
         return gathered
@@ -362,7 +363,7 @@ def _norm(module: nn.Module) -> Tensor:
     return norm
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, without the C++ shared-memory op that it would compile at start on a CPU.
 
     That op serves inference only; training goes through gloo. Without it no compiler is needed.
@@ -379,7 +380,6 @@ def _import_deepspeed() -> Any:
 
     logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
 
