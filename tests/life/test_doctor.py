@@ -1,4 +1,4 @@
-"""Five faults are planted in jobs of two hosts, and the doctor names each: rank, host, what and what to do. It leaves a sound job alone.
+"""Five faults are planted in jobs of two hosts, and the doctor names each: rank, host, what, what to do. A sound job is well.
 
 A host is a process in namespaces of its own: it has its own name, and its own mounts where a fault wants them.
 """

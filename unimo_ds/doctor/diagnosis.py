@@ -96,7 +96,7 @@ def _unlike(job: Job) -> Iterator[tuple[int, Finding]]:
         like = next(rank for rank, kind in kinds.items() if kind == usual)
         for rank, kind in kinds.items():
             if kind != usual:
-                different = _difference(dict(usual), said[rank], values=topic != "code")
+                different = _difference(said[like], said[rank], values=topic != "code")
                 yield rank, Finding(f"another {topic} than on rank {like}: {different}", mend, fault=topic not in _WARNINGS)
 
 
