@@ -6,6 +6,7 @@ with none of them the world has one rank. Collectives work without an initialise
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,6 +65,8 @@ def initialise(timeout_seconds: float, store: Store | None = None) -> Environmen
     )
     if dist.is_initialized():
         return here
+    # Of newer names of collectives: DeepSpeed and we use those that all versions have.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if store is None and here.world_size == 1 and "MASTER_PORT" not in os.environ:
         store = HashStore()
     if store is not None:

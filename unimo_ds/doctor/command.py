@@ -60,25 +60,40 @@ class Examination:
         if self._config is not None:
             self._going(str(self._config))
             try:
-                self.run = load_any(self._config, self._overrides)
-                alike["configuration"] = configuration_of(self.run)
-                findings += settings_findings(self.run)
-                alike["data"], unreadable = data_of(self.run, self._going)
-                findings += unreadable
+                run = load_any(self._config, self._overrides)
+                alike["configuration"] = configuration_of(run)
             except UnimoError as error:
                 findings.append(Finding(str(error)))
+            else:
+                self.run = run
+                alike["data"], unreadable = data_of(run, self._going)
+                findings += [*settings_findings(run), *unreadable]
         if self._here.local_rank == 0:
             self._going("the limits of the host")
-            findings += [*machine.package_findings(), *machine.host_findings(self.run, self._here)]
-            findings += self._disk_findings()
-        free, needed = (self.disk.free, self.disk.needed) if self.disk else (0, 0)
-        return Facts(platform.node(), device.name, device.unit, device.free, device.total, alike, findings, free, needed)
+            findings += [*machine.package_findings(), *machine.host_findings(self.run, self._here), *self._disk_findings()]
+        return Facts(
+            platform.node(),
+            device.name,
+            device.unit,
+            device.free,
+            device.total,
+            alike,
+            findings,
+            self.disk.free if self.disk else 0,
+            self.disk.needed if self.disk else 0,
+            machine.commit() if self._here.rank == 0 else "",
+        )
 
     def _disk_findings(self) -> list[Finding]:
         if self.run is None:
             return []
         self._going(f"folder = {self.run.folder}")
-        self.disk = RunDisk(self.run)
+        try:
+            self.disk = RunDisk(self.run)
+        except OSError as error:
+            return [Finding(f"folder = {self.run.folder}: {error.strerror}", "give a `folder` that this user may use")]
+        except UnimoError:
+            return []  # of its settings, which have been looked at
         return list(self.disk.findings())
 
     def _going(self, what: str) -> None:

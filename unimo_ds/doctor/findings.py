@@ -31,6 +31,7 @@ class Facts:
         alike: what should be the same on all ranks, by topic: code, configuration, data, versions, hardware.
         findings: what is wrong on this rank.
         disk_free, disk_needed: at the run folder, bytes; 0 where nobody looked: one rank a host does.
+        commit: of the code, where rank 0 knows it.
     """
 
     host: str
@@ -42,6 +43,7 @@ class Facts:
     findings: list[Finding] = field(default_factory=list)
     disk_free: int = 0
     disk_needed: int = 0
+    commit: str = ""
 
     def as_values(self) -> dict[str, Any]:
         """For JSON."""

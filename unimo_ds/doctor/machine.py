@@ -17,7 +17,7 @@ from unimo_ds.config import FinetuneConfig, RunConfig
 from unimo_ds.distributed import Environment
 from unimo_ds.doctor.findings import Finding
 from unimo_ds.engine.engine import deepspeed_config
-from unimo_ds.engine.run_log import package_versions
+from unimo_ds.engine.run_log import git_state, package_versions
 from unimo_ds.kernels.table import architecture_for
 from unimo_ds.planning.memory import Zero
 from unimo_ds.processes import cores
@@ -33,6 +33,15 @@ def code() -> dict[str, str]:
     """A digest of every file of this package."""
     files = [path for path in sorted(_PACKAGE.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return {str(path.relative_to(_PACKAGE)): xxhash.xxh3_64_hexdigest(path.read_bytes())[:8] for path in files}
+
+
+def commit() -> str:
+    """Of the repository that the code stands in, as a part of a sentence; empty outside of one."""
+    state = git_state()
+    if state is None:
+        return ""
+    changed = len(state["changed"].splitlines())
+    return f", commit {state['commit'][:12]}{f' and {changed} changed files' if changed else ''}"
 
 
 def versions() -> dict[str, str]:

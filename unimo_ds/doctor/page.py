@@ -61,7 +61,8 @@ def _alike(facts: Mapping[int, Facts]) -> list[str]:
         if topic == "versions":
             words = ", ".join(f"{name} {version}" for name, version in said[0].items())
         else:
-            words = f"{digests[0]}, {len(said[0])} {'files' if topic == 'code' else 'keys'}"
+            commit = "".join(each.commit for each in facts.values()) if topic == "code" else ""
+            words = f"{digests[0]}, {len(said[0])} {'files' if topic == 'code' else 'keys'}{commit}"
         lines += textwrap.wrap(f"{topic}:{same + ';' if same else ''} {words}", _WIDTH, subsequent_indent="  ")
     return lines
 

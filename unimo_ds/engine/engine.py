@@ -370,11 +370,7 @@ def import_deepspeed() -> Any:
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import logging
-    import warnings
 
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's older names of collectives
     import deepspeed
     from deepspeed.utils import logger
 
