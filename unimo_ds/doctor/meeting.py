@@ -22,6 +22,8 @@ from unimo_ds.errors import ConfigError, UnimoError
 
 T = TypeVar("T")
 
+_LOOK_EVERY = 0.05  # seconds; to wait for one key after the other would be said aloud by torch, for each rank that is missing
+
 
 class Meeting:
     """One rank's place in the meeting, which it has joined when this is made.
@@ -85,18 +87,14 @@ class Meeting:
 
     def gather(self, topic: str, ranks: Collection[int], deadline: float) -> dict[int, Any]:
         """What has been put down by `ranks` until `deadline` (of `time.monotonic`), by rank."""
-        found = {}
-        for rank in ranks:
-            key, left = f"{topic}/{rank}", deadline - time.monotonic()
-            try:
-                if left > 0:
-                    self._store.wait([key], timedelta(seconds=left))
-                elif not self._store.check([key]):
-                    continue
-                found[rank] = json.loads(self._store.get(key))
-            except dist.DistError:
-                continue
-        return found
+        found: dict[int, Any] = {}
+        while True:
+            for rank in ranks:
+                if rank not in found and self._store.check([f"{topic}/{rank}"]):
+                    found[rank] = json.loads(self._store.get(f"{topic}/{rank}"))
+            if len(found) == len(ranks) or time.monotonic() >= deadline:
+                return found
+            time.sleep(_LOOK_EVERY)
 
     def announce(self, topic: str, value: Any) -> None:
         """Tells all ranks; rank 0 does."""
