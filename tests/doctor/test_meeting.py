@@ -28,11 +28,20 @@ def test_what_has_come_in_time_is_there_and_the_rest_is_not_waited_for() -> None
     started = time.monotonic()
     found = first.gather("facts", range(4), started + 0.5)
     assert found == {1: {"host": "b"}} and 0.4 < time.monotonic() - started < 2
-    assert set(first.gather("joined", range(4), started)) == {0, 1}  # the time is up: what is there is taken all the same
+    first.post("facts", {"host": "a"})
+    found = first.gather("facts", range(4), started)  # the time is up: what is there is taken all the same
+    assert list(found) == [0, 1]
     first.announce("code", 1)
     assert second.hear("code", 1) == 1
     with pytest.raises(UnimoError, match=r"rank 1 \(\S+\): rank 0 gave no answer at 127.0.0.1:\d+ within 0 s"):
         second.hear("nothing", 0.2)
+
+
+def test_ranks_stand_in_their_order_whoever_comes_first() -> None:
+    first, second = Meeting(Environment(0, 2, 0, 2), 5), Meeting(Environment(1, 2, 1, 2), 5)
+    second.post("facts", "b")
+    threading.Timer(0.3, lambda: second.connect("doctor", 5).set("facts/0", '"a"')).start()
+    assert list(first.gather("facts", range(2), time.monotonic() + 5)) == [0, 1]
 
 
 def test_rank_0_ends_after_the_others() -> None:

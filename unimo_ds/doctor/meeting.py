@@ -86,14 +86,14 @@ class Meeting:
         self._store.set(f"{topic}/{self._here.rank}", json.dumps(value))
 
     def gather(self, topic: str, ranks: Collection[int], deadline: float) -> dict[int, Any]:
-        """What has been put down by `ranks` until `deadline` (of `time.monotonic`), by rank."""
+        """What has been put down by `ranks` until `deadline` (of `time.monotonic`), in the order of ranks."""
         found: dict[int, Any] = {}
         while True:
             for rank in ranks:
                 if rank not in found and self._store.check([f"{topic}/{rank}"]):
                     found[rank] = json.loads(self._store.get(f"{topic}/{rank}"))
             if len(found) == len(ranks) or time.monotonic() >= deadline:
-                return found
+                return dict(sorted(found.items()))
             time.sleep(_LOOK_EVERY)
 
     def announce(self, topic: str, value: Any) -> None:
