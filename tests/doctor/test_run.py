@@ -1,6 +1,7 @@
 """What a rank sees of a run: every input by key, what is wrong with it, and what its disk must hold."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 from tests.life import small_run
 from unimo_ds.config import load_config
+from unimo_ds.data.corpus import prepare_corpora
 from unimo_ds.doctor import run as doctor_run
 from unimo_ds.doctor.command import Examination
 from unimo_ds.doctor.run import RunDisk, configuration_of, data_of, load_any, settings_findings
@@ -27,17 +29,26 @@ def test_every_input_is_known_by_its_key(inputs: Path) -> None:
     run = load_config(small_run.write_config(inputs, "run", candidates=True))
     looked: list[str] = []
     known, findings = data_of(run, looked.append)
-    assert not findings and len(looked) == len(known)
-    assert {key: value.split()[0] for key, value in known.items() if not value[0].isdigit()} == {
-        "data.corpora.pairs.regions": "manifest.json",
-        "data.corpora.pairs.neighbours": "manifest.json",
-        "data.corpora.images.regions": "manifest.json",
+    assert not findings and looked[-1] == f"data.prepared = {inputs / 'prepared'}"
+    assert {key for key, value in known.items() if value.startswith("manifest.json ")} == {
+        f"data.corpora.{name}" for name in ("pairs.regions", "pairs.neighbours", "images.regions")
     }
     assert known["data.tokenizer"].startswith("2 files") and known["data.corpora.pairs.rewrites"].startswith("1 files")
     size = (inputs / "captions.json").stat().st_size
     assert known["data.corpora.pairs.path"].startswith(f"{size:,} bytes of 20")
     os.utime(inputs / "captions.json", (10**9, 10**9))  # prepared corpora know their source by its time
-    assert data_of(run, looked.append)[0]["data.corpora.pairs.path"] != known["data.corpora.pairs.path"]
+    later = data_of(run, looked.append)[0]
+    assert {key for key in known if known[key] != later[key]} == {"data.corpora.pairs.path", "data.prepared.pairs"}
+
+
+def test_corpora_are_known_by_what_they_are_prepared_as(inputs: Path) -> None:
+    run = load_config(small_run.write_config(inputs, "run"))
+    before = data_of(run, lambda what: None)[0]
+    assert re.fullmatch(r"texts-\w{12} \(not prepared yet\)", before["data.prepared.texts"])
+    prepare_corpora(run.data, run.data.corpora, show=False)
+    after = data_of(run, lambda what: None)[0]
+    name = before["data.prepared.texts"].split()[0]
+    assert after["data.prepared.texts"].startswith(f"{name} (manifest.json ") and (inputs / "prepared" / name).exists()
 
 
 def test_inputs_that_cannot_be_read(inputs: Path, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from pydantic import BaseModel
 
 from unimo_ds import nvidia_apex
 from unimo_ds.config import FinetuneConfig, RunConfig, load_config, load_finetune_config
+from unimo_ds.data.corpus import prepared_folder
 from unimo_ds.data.store import RegionStore
 from unimo_ds.doctor.findings import Finding
 from unimo_ds.engine.checkpoint_folder import all_checkpoints, best_checkpoint
 from unimo_ds.engine.engine import check_settings, deepspeed_config
 from unimo_ds.errors import UnimoError
 from unimo_ds.planning.plan import checkpoint_bytes, model_size
+from unimo_ds.tokenizer import Tokenizer
 
 AnyRun = RunConfig | FinetuneConfig
 
@@ -87,14 +89,15 @@ def data_of(run: AnyRun, going: Callable[[str], None]) -> tuple[dict[str, str], 
     """What identifies every input of a run, by key, and what is wrong with them.
 
     A file is known by size and time of change, as the run itself knows it: inputs may be huge. A folder is known by its
-    manifest, where it has one.
+    manifest, where it has one, and a corpus of pre-training also by what it is prepared as.
 
     Args:
         run: its configuration.
         going: is told what is looked at: a file system may never answer.
     """
     known: dict[str, str] = {}
-    unreadable, others = [], []
+    unreadable: list[str] = []
+    findings: list[Finding] = []
     for key, path in _paths_in(run):
         if key in _WRITTEN:
             continue
@@ -106,12 +109,23 @@ def data_of(run: AnyRun, going: Callable[[str], None]) -> tuple[dict[str, str], 
             known[key] = "unreadable"
             unreadable.append(f"{key} = {path} ({error.strerror})")
         except UnimoError as error:
-            others.append(Finding(f"{key} = {path}: {error}"))
+            findings.append(Finding(f"{key} = {path}: {error}"))
+    if not findings and not unreadable and isinstance(run, RunConfig):
+        going(f"data.prepared = {run.data.prepared}")
+        known.update(_prepared(run))
     if unreadable:
         more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
         what = f"cannot be read: {'; '.join(unreadable[:_NAMED])}{more}"
-        others.append(Finding(what, "make it, or mount what it is on; `ls` it on that host"))
-    return known, others
+        findings.append(Finding(what, "make it, or mount what it is on; `ls` it on that host"))
+    return known, findings
+
+
+def _prepared(run: RunConfig) -> Iterator[tuple[str, str]]:
+    tokenizer = Tokenizer(run.data.tokenizer)
+    for corpus in run.data.corpora:
+        folder = prepared_folder(corpus, run.data, tokenizer)
+        state = _identity(folder) if folder.exists() else "not prepared yet"
+        yield f"data.prepared.{corpus.name}", f"{folder.name} ({state})"
 
 
 def _paths_in(value: Any, key: str = "") -> Iterator[tuple[str, Path]]:
