@@ -130,3 +130,18 @@ def test_a_full_disk(job: Job, inputs: Path) -> None:
         r"FAULT rank 1 \(host1\): \S+/examined: 0\.00 GB are free, and a checkpoint needs 0\.\d+ GB do: free", page
     )
     assert "FAULT rank 1 (host1): does not see what rank 0 writes into the run's folder" in page  # a disk of its own
+
+
+def test_torchrun_whose_agent_holds_the_store(inputs: Path) -> None:
+    words = ["--nproc_per_node", "2", "--master_port", str(small_run.free_port()), "-m", "unimo_ds.doctor"]
+    config = small_run.write_config(inputs, "by_torchrun")
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, str(config), "seed=3"],
+        cwd=small_run.ROOT,
+        env=small_run.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "by_torchrun.yaml seed=3, 2 of 2 ranks" in ran.stdout and "WELL: nothing stands in the way" in ran.stdout
