@@ -135,3 +135,12 @@ def test_faults_stand_before_warnings() -> None:
     own = [Finding("is slow", fault=False), Finding("is ill")]
     found = list(diagnose(replace(whole, facts={**whole.facts, 1: facts(1, findings=own)})))
     assert [finding.what for finding in found] == ["is ill", "is slow"]
+
+
+def test_a_rank_that_is_stuck_is_not_said_to_be_unlike() -> None:
+    sound = Facts("a", "CPU", "", 1, 2, {"hardware": {"device": "CPU"}})
+    stuck = Facts("b", "unknown", "", 0, 0, {}, [Finding("could not look at data.tokenizer")])
+    job = Job(2, 45.0, {0: "a", 1: "b"}, {0: sound, 1: stuck})
+    found = diagnose(job)
+    assert [finding.what for finding in found] == ["could not look at data.tokenizer"]
+    assert "FAULT  rank 1 (b): could not look at data.tokenizer" in make_page(job, "x", found, 31.0)

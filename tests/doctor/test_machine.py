@@ -68,16 +68,20 @@ def test_limits_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine.shutil, "which", lambda name: None if name == "ninja" else name)
     monkeypatch.setattr(machine, "shared_memory", lambda: 64 << 20)
     run = run.model_copy(update={"data": run.data.model_copy(update={"workers": 2})})
-    threads = 2 * torch.get_num_threads() * machine.cores()
-    said = {each.what: each.fault for each in machine.host_findings(run, Environment(0, threads, 0, threads))}
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 4)
+    said = {each.what: each.fault for each in machine.host_findings(run, Environment(0, 4, 0, 4))}
     for words, fault in {
         "a process may open 1,024 files": False,
-        f"share {machine.cores()} cores": False,
+        "4 ranks of 4 threads share 8 cores": False,
         "/dev/shm has 0.07 GB, and batches": False,
         "offloads the optimizer, and DeepSpeedCPUAdam is compiled at the start: ninja not found": True,
     }.items():
         (found,) = [what for what in said if words in what]
         assert said[found] is fault
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)  # srun has given this rank 8 of them
+    assert not any("share" in each.what for each in machine.host_findings(run, Environment(0, 4, 0, 4)))
 
 
 @pytest.mark.long

@@ -52,8 +52,9 @@ class Examination:
 
     def facts(self) -> Facts:
         """Looks; one rank a host looks at the host too."""
-        self._going("the code of unimo_ds")
+        self._going("its device")
         device = machine.Device(self._here)
+        self._going("the code of unimo_ds")
         hardware = {"device": device.name, "driver": machine.driver() or "none"}
         alike = {"code": machine.code(), "versions": machine.versions(), "hardware": hardware}
         findings = list(device.findings())
@@ -107,7 +108,7 @@ class Examination:
             stuck = Finding(
                 f"could not look at {self.at} within {_LOOKING:.0f} s", "does its file system answer? `ls` it on that host"
             )
-            return Facts(platform.node(), "unknown", "", 0, 0, {"hardware": {}}, [stuck])
+            return Facts(platform.node(), "unknown", "", 0, 0, {}, [stuck])
 
     def close(self) -> None:
         """Removes what was written to try the disk."""

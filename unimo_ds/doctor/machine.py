@@ -159,7 +159,8 @@ def host_findings(run: RunConfig | FinetuneConfig | None, here: Environment) -> 
     if Path("/sys/class/infiniband").exists() and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
         yield Finding("memory may not be locked without limit, and InfiniBand needs it", "ulimit -l unlimited", fault=False)
     threads = torch.get_num_threads() * here.local_world_size
-    if here.local_world_size > 1 and threads > cores():
+    bound = cores() < (os.cpu_count() or 1)  # as by srun: what a rank may use, it does not share
+    if here.local_world_size > 1 and threads > cores() and not bound:
         yield Finding(
             f"{here.local_world_size} ranks of {torch.get_num_threads()} threads share {cores()} cores",
             f"OMP_NUM_THREADS={max(1, cores() // here.local_world_size)}, or --cpus-per-task",

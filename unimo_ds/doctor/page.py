@@ -36,7 +36,7 @@ def _groups(facts: Mapping[int, Facts]) -> list[str]:
     """A line for each kind of host."""
     kinds: dict[tuple[str, str, int], list[int]] = {}
     for rank, each in facts.items():
-        key = (each.device, each.alike["hardware"].get("driver", ""), round(each.memory_total / 1e9))
+        key = (each.device, each.alike.get("hardware", {}).get("driver", ""), round(each.memory_total / 1e9))
         kinds.setdefault(key, []).append(rank)
     rows = [["ranks", "hosts", "device", "driver", "memory free, GB"]]
     for (device, driver, total), ranks in kinds.items():
