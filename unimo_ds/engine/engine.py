@@ -147,7 +147,8 @@ class Engine:
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         check_settings(training)
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
+        deepspeed.init_distributed(dist_init_required=False)
         if not torch.cuda.is_available():
             keep_freed_memory()
         content = deepspeed_config(training)
@@ -196,7 +197,7 @@ class Engine:
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.stage != 3:
             return nullcontext()
-        import deepspeed  # set up when the engine was made (`_import_deepspeed`)
+        import deepspeed  # set up when the engine was made (`import_deepspeed`)
 
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
         return gathered
@@ -382,24 +383,19 @@ def _norm(module: nn.Module) -> Tensor:
     return norm
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, without the C++ shared-memory op that it would compile at start on a CPU.
 
     That op serves inference only; training goes through gloo. Without it no compiler is needed.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import logging
-    import warnings
 
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's older names of collectives
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
 

@@ -69,8 +69,8 @@ class RunLog:
                 "world_size": world_size,
                 "host": platform.node(),
                 "python": platform.python_version(),
-                "packages": {name: _version(name) for name in _PACKAGES},
-                "git": _git_state(),
+                "packages": package_versions(),
+                "git": git_state(),
                 "data": data,
             }
         )
@@ -169,6 +169,11 @@ def rolled_back(folder: Path) -> set[int]:
     return {step for steps in undone for step in steps}
 
 
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that decide a run's numbers; None: not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -176,7 +181,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, str] | None:
+def git_state() -> dict[str, str] | None:
     """Commit and changed files of the repository this code stands in, or None outside of one."""
     here = Path(__file__).parent
     try:

@@ -138,6 +138,11 @@ def model_size(model: ModelSection, objectives: ObjectivesSection) -> Size:
     return Size(sum(p.numel() for p in module.parameters()), model.vocabulary_size * model.hidden_size)
 
 
+def checkpoint_bytes(parameters: int) -> tuple[int, int]:
+    """Weights and moments of one checkpoint, in float32 whatever the run computes in."""
+    return 4 * parameters, 8 * parameters
+
+
 def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
     """Plans a run.
 
@@ -194,7 +199,7 @@ def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed:
 
 
 def _disk(config: RunConfig, size: Size, lengths: dict[str, Lengths]) -> Disk:
-    weights, moments = 4 * size.parameters, 8 * size.parameters
+    weights, moments = checkpoint_bytes(size.parameters)
     region = 2 * config.model.feature_width + 4 * 4 + 2 * 2 * KEPT_CLASSES + 2 * 2  # as `unimo_ds.regions` types them
     features = {name: found.images * found.regions * region for name, found in lengths.items() if found.images}
     return Disk(weights, moments, (weights + moments) * config.training.keep_checkpoints, features)
