@@ -7,6 +7,7 @@ with none of them the world has one rank. Collectives work without an initialise
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -167,8 +168,9 @@ def leave(code: int) -> NoReturn:
     """
     if code == 0:
         barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a full disk does not make a failure of what is done
+            stream.flush()
     os._exit(code)
 
 

@@ -6,10 +6,22 @@ On a terminal one line is rewritten; in a log file (Slurm, CI) a plain line appe
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def say(text: str, error: bool = False) -> None:
+    """Prints a line for the reader of the job's log. A log that cannot be written (full disk, closed pipe) ends no job.
+
+    Args:
+        text: the line.
+        error: whether it belongs to the errors.
+    """
+    with suppress(OSError):
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def format_duration(seconds: float) -> str:
