@@ -70,7 +70,8 @@ class Progress:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / elapsed
         count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        text = f"{self.what}: {count} {self.unit}, {rate:,.1f} {self.unit}/s, {format_duration(elapsed)} so far"
+        speed = f"{rate:,.1f} {self.unit}/s" if rate > 0.1 else f"{60 * rate:,.1f} {self.unit}/min"
+        text = f"{self.what}: {count} {self.unit}, {speed}, {format_duration(elapsed)} so far"
         if self.total is not None and 0 < self.done < self.total:
             text += f", {format_duration((self.total - self.done) / rate)} left"
         return f"{text}{' | ' + note if note else ''}"
