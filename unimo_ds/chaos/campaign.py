@@ -1,6 +1,7 @@
 """The campaign: a run is struck again and again, goes on each time, and is compared with one that was left alone."""
 
 import json
+import platform
 import random
 import shutil
 import time
@@ -34,10 +35,10 @@ from unimo_ds.processes import is_finished
 from unimo_ds.progress import Progress
 
 EVERY, KEPT = 4, 3  # steps between checkpoints, and how many stay
-STEPS_A_FAULT = 12  # of the run: more than a fault lets it advance, so that the last one comes before its end
+STEPS_A_FAULT = 2 * EVERY  # of the run: more than a fault lets it advance, so that the last one comes before its end
 _MEGABYTES = 64
-AGAIN = 1e-4  # relative: a step that is done again where sums are rounded otherwise
-CURVE = 2e-2  # of a loss of about 10, after hundreds of steps whose sums are rounded otherwise
+AGAIN = 1e-5  # relative, of a step that is done again where float32 sums are rounded otherwise
+CURVE = 1e-3  # of a loss of about 17, after hundreds of such steps: float32 keeps 1e-6 of it, and each step builds on the last
 _RECOVERY = 120.0  # seconds until a run that was struck must train again
 _RUN = 600.0  # seconds for what is left of a run
 
@@ -227,7 +228,8 @@ class Campaign:
             offset, logged = life.log.stat().st_size, last_step(self._run)
             after = min(max(logged, len(self._lineage)) + self._rng.randint(1, STEPS_A_FAULT), self._steps - STEPS_A_FAULT)
             strike = self._striker.strike(kind, life, after)
-            row.step, row.when, row.said, row.seconds = strike.step, strike.when, strike.said, strike.seconds
+            row.step, row.when, row.seconds = strike.step, strike.when, strike.seconds
+            row.said = self._without_places(strike.said)
             row.problems = strike.problems
             if strike.ended:
                 life = self._recover(row, kind, strike, life, offset, following)
@@ -262,10 +264,13 @@ class Campaign:
             row.said = row.said or "(nobody is left)"
         else:
             output = life.output(offset) + ("" if by_itself else following_life.output())
-            row.said = find_line(output, strike.expected) or ""
+            row.said = self._without_places(find_line(output, strike.expected) or "")
             if not row.said:
                 row.problems.append(f"no line matches {strike.expected!r}")
         return following_life
+
+    def _without_places(self, said: str) -> str:
+        return said.replace(str(self._run), "RUN").replace(f"({platform.node()}, ", "(HOST, ")
 
     def _await_end(self, life: Life, strike: Strike, offset: int) -> bool:
         """Whether the supervisor has started the run again, once all ranks that were struck have ended."""
