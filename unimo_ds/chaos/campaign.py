@@ -26,7 +26,7 @@ from unimo_ds.chaos.faults import (
     whole_checkpoints,
 )
 from unimo_ds.chaos.lives import Life, Setting
-from unimo_ds.chaos.verdicts import difference, judge_curve, judge_samples, read_samples, read_steps
+from unimo_ds.chaos.verdicts import Computed, Lineage, judge_again, judge_curve, judge_samples, read_samples, read_steps
 from unimo_ds.config import load_config
 from unimo_ds.data.corpus import prepare_corpora
 from unimo_ds.engine.checkpoint_folder import all_checkpoints, damage_of
@@ -103,19 +103,6 @@ class Outcome:
         return not self.problems and not any(row.problems for row in self.rows)
 
 
-Lineage = tuple[tuple[int, int], ...]
-"""World and stage of every step up to one: two computations of it with the same lineage must have the same bits."""
-
-
-@dataclass(frozen=True)
-class _Computed:
-    """A step as one start of the run, the how-manieth, has computed it."""
-
-    start: int
-    lineage: Lineage
-    numbers: dict[str, float]
-
-
 class Campaign:
     """Strikes a run of pre-training.
 
@@ -140,7 +127,7 @@ class Campaign:
         self._starts = 0  # of the run that have trained
         self._lineage: Lineage = ()  # of the steps that the present start goes on from
         self._saved: dict[int, Lineage] = {0: ()}  # of each checkpoint
-        self._computed: dict[int, list[_Computed]] = {}
+        self._computed: dict[int, list[Computed]] = {}
         self._striker = Striker(self._run, self._rng, self._disk, self._start, self._ended)
 
     def go(self) -> Outcome:
@@ -306,7 +293,7 @@ class Campaign:
         lineage = self._lineage + (life.setting.numbers,) * (max(steps, default=done) - done)
         for step, numbers in steps.items():
             if step > done and all(each.start != self._starts for each in self._computed.get(step, [])):
-                self._computed.setdefault(step, []).append(_Computed(self._starts, lineage[:step], numbers))
+                self._computed.setdefault(step, []).append(Computed(self._starts, lineage[:step], numbers))
         self._saved |= {step: lineage[:step] for step in map(step_of, whole_checkpoints(self._run)) if step > done}
 
     def _finish(self, life: Life) -> list[str]:
@@ -326,19 +313,13 @@ class Campaign:
         """Compares the steps that had to be done again with what they were."""
         if row.resumed_at is None or row.lost == 0:
             return
-        differences, same = [], True
+        twice = {}
         for step in range(row.resumed_at + 1, row.step + 1):
             computed = [each for each in self._computed.get(step, []) if each.start >= row.start]
-            if len(computed) < 2:  # the next fault came before
-                continue
-            first, second = computed[:2]
-            differences.append(difference(second.numbers, first.numbers))
-            alike = first.lineage == second.lineage
-            same = same and differences[-1] == 0
-            if differences[-1] > (0.0 if alike else AGAIN):
-                row.problems.append(f"step {step} is not what it was: {second.numbers}, {first.numbers} before")
-        if differences:
-            row.again = f"{len(differences)}, same bits" if same else f"{len(differences)}, within {max(differences):.0e}"
+            if len(computed) > 1:  # else the next fault came before it was done again
+                twice[step] = (computed[0], computed[1])
+        row.again, wrong = judge_again(twice, AGAIN)
+        row.problems += wrong
 
     def _judge_samples(self) -> list[str]:
         config = load_config(self._folder / "run.yaml", [])

@@ -4,8 +4,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unimo_ds.errors import DataError
 
@@ -14,6 +14,18 @@ SAME = ("loss", "loss/mlm", "loss/seq2seq", "loss/mrfr", "loss/mrc", "loss/cmcl"
 
 Sample = tuple[int, int, int]
 """Corpus, the how-manieth draw from it, and which of its samples that was."""
+
+Lineage = tuple[tuple[int, int], ...]
+"""World and stage of every step up to one: two computations of it with the same lineage must have the same bits."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A step as one start of the run, the how-manieth, has computed it."""
+
+    start: int
+    lineage: Lineage
+    numbers: dict[str, float]
 
 
 def read_steps(run: Path) -> dict[int, dict[str, float]]:
@@ -101,8 +113,27 @@ def judge_curve(
     return max(apart.values()), wrong
 
 
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """The largest relative difference of two computations of the same step; infinite where one lacks a number."""
+def judge_again(twice: Mapping[int, tuple[Computed, Computed]], tolerance: float) -> tuple[str, list[str]]:
+    """How steps that were done twice compare, in words, and what is wrong with them.
+
+    Args:
+        twice: the first and the second computation of each step.
+        tolerance: of a number's relative difference, where the two have other lineages; else there is none.
+    """
+    apart = {step: _difference_of(first.numbers, second.numbers) for step, (first, second) in twice.items()}
+    wrong = [
+        f"step {step} is not what it was: {second.numbers}, {first.numbers} before"
+        for step, (first, second) in twice.items()
+        if not apart[step] <= (0.0 if first.lineage == second.lineage else tolerance)
+    ]
+    largest = max(apart.values(), default=0.0)
+    words = "same bits" if largest == 0 else f"within {largest:.0e}"
+    return (f"{len(twice)}, {words}" if twice else ""), wrong
+
+
+def _difference_of(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    """The largest relative difference of two computations of a step; infinite where one lacks a number, or has none."""
     if ours.keys() != theirs.keys():
         return math.inf
-    return max((abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name])) for name in ours), default=math.inf)
+    apart = [abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name])) for name in ours]
+    return max(each if math.isfinite(each) else math.inf for each in apart)
