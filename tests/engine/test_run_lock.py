@@ -1,7 +1,12 @@
 """A second job in a run folder waits, and is told whom for."""
 
+import contextlib
+import json
+import os
+import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +17,12 @@ from unimo_ds.engine.run_lock import alone_in
 from unimo_ds.errors import TrainingError
 
 JOB = """
-import sys
-from pathlib import Path
-from unimo_ds.engine.run_lock import alone_in
-with alone_in(Path(sys.argv[1]), 0):
+import json, os, platform, sys
+from unimo_ds.locks import try_lock
+os.mkdir(sys.argv[1])
+with open(sys.argv[1] + "/lock", "w") as file:  # as `alone_in` does, without the seconds that torch takes to be imported
+    assert try_lock(file)
+    print(json.dumps({"host": platform.node(), "pid": os.getpid()}), file=file, flush=True)
     print("in", flush=True)
     sys.stdin.read()
 """
@@ -45,7 +52,31 @@ def test_a_second_job_is_refused_by_name(
 def test_a_second_job_goes_on_as_soon_as_the_first_has_ended(tmp_path: Path, job: subprocess.Popen[str]) -> None:
     job.kill()
     with alone_in(tmp_path / "run", 30):
-        pass
+        assert json.loads((tmp_path / "run/lock").read_text()) == {"host": platform.node(), "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_lock_of_another_host_counts_as_long_as_there_are_signs_of_life(
+    tmp_path: Path, job: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    def signs(folder: Path) -> str:
+        return str(time.monotonic() if alive else 0)
+
+    monkeypatch.setattr(run_lock, "_signs_of_life", signs)
+    monkeypatch.setattr(platform, "node", lambda: "another")
+    refused = pytest.raises(TrainingError, match="trains in this folder") if alive else contextlib.nullcontext()
+    with refused, alone_in(tmp_path / "run", 0.3):
+        assert not alive
+
+
+def test_a_line_of_the_log_and_the_file_of_rank_0_are_signs_of_life(tmp_path: Path) -> None:
+    found = [run_lock._signs_of_life(tmp_path)]
+    for name in ("metrics.jsonl", "ranks/rank-0000.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for content in ("{}", "{}{}"):
+            (tmp_path / name).write_text(content)
+            found.append(run_lock._signs_of_life(tmp_path))
+    assert len(set(found)) == 5
 
 
 def test_ranks_other_than_0_do_not_wait(tmp_path: Path, job: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
