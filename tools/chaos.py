@@ -12,6 +12,7 @@ Linux; the full disks need root or user namespaces (`unshare --mount`).
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="table, curve and logs; emptied first")
     given = parser.parse_args()
     enter_own_mounts()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: nothing that was started stays behind
     try:
         outcome = Campaign(given.out.resolve(), given.kills, given.minutes, given.seed).go()
     except UnimoError as error:

@@ -173,9 +173,9 @@ class Campaign:
         return life
 
     def _start(self, kind: Kind | None = None) -> Life:
-        """Starts the run on a random number of ranks and a random stage, by a launcher that `kind` can strike."""
+        """Starts the run on a random number of ranks and a random stage, so that `kind` can strike it."""
         world = self._rng.choice([1, 1, 2, 2, 2, 3])
-        supervised = self._rng.random() < 0.4
+        supervised = kind in (Kind.ONE_RANK, Kind.LAUNCHER, Kind.IN_SAVE) and self._rng.random() < 0.6
         launchers = ["torchrun"] if world == 3 else ["torchrun", "torchrun", "deepspeed"]  # which takes longest to start
         if kind is not Kind.LAUNCHER and not supervised:
             launchers += 3 * (["python"] if world == 1 else ["srun"])

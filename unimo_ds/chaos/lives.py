@@ -149,6 +149,8 @@ class Life:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
+        for process in self._started:  # one that is about to leave is not seen any more, but has no exit code yet
+            process.wait()
         return True
 
     def output(self, offset: int = 0) -> str:
