@@ -1,5 +1,6 @@
 """The table, and what makes a campaign fail."""
 
+import random
 import xml.etree.ElementTree as ElementTree
 
 from unimo_ds.chaos.campaign import Outcome, Row, _kinds
@@ -27,7 +28,5 @@ def test_the_curve_has_a_mark_for_each_fault() -> None:
 
 
 def test_every_kind_has_its_turn_before_one_comes_again() -> None:
-    import random
-
     kinds = _kinds(25, random.Random(3))
     assert len(kinds) == 25 and set(kinds[:10]) == set(kinds[10:20]) == set(Kind) and kinds[:10] != kinds[10:20]

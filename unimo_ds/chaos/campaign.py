@@ -59,6 +59,7 @@ class Row:
         lost: steps that had to be done again.
         again: how these compare, in words.
         problems: none in a run that does as it should.
+        start: which of the starts that have trained was struck.
     """
 
     number: int
@@ -73,7 +74,7 @@ class Row:
     lost: int = 0
     again: str = ""
     problems: list[str] = field(default_factory=list)
-    start: int = 0  # of the run, the how-manieth, that was struck
+    start: int = 0
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Campaign:
         """Runs all of it.
 
         Raises:
-            UnimoError: even the run that is left alone does not end.
+            UnimoError: even the run that is left alone does not end, or after a fault no start trains at all.
         """
         inputs.write_inputs(self._folder)
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from unimo_ds.chaos.disk import SmallDisk
 from unimo_ds.chaos.lives import Life
 from unimo_ds.engine.checkpoint_folder import all_checkpoints, damage_of
+from unimo_ds.errors import UnimoError
 
 _PATIENCE = 120.0  # seconds for what a healthy run does in a few
 OUTLIVED = 60.0  # seconds that ranks may outlive what was killed
@@ -39,7 +40,7 @@ NEEDS_DISK = (Kind.FULL, Kind.FULL_AT_START)
 _NEEDS_CHECKPOINTS = {Kind.IN_LOAD: 1, Kind.CUT: 2, Kind.FLIPPED: 2}
 
 
-class UnexpectedError(Exception):
+class UnexpectedError(UnimoError):
     """The run does not do what it should."""
 
 
@@ -270,17 +271,24 @@ def newest_step(run: Path) -> int:
 
 
 def find_line(output: str, pattern: str) -> str | None:
-    """The first line of an output that matches, without the place in the file system."""
+    """The first line of an output that matches."""
     return next((line.strip() for line in output.splitlines() if re.search(pattern, line)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def last_line(life: Life) -> str:
+    """What a start of the run has printed last."""
+    lines = life.output().strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"
 
 
 def _names(pid: int) -> str:
     """A pattern of the lines that name a killed rank: the ranks' own, torchrun's, deepspeed's, the supervisor's."""
     return rf"^error: .*pid {pid}\)|exitcode *: -9 \(pid: {pid}\)|return code = -9|exit code -9"
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _await_line(life: Life, offset: int, pattern: str) -> str:
@@ -290,11 +298,6 @@ def _await_line(life: Life, offset: int, pattern: str) -> str:
             return found
         time.sleep(0.05)
     raise UnexpectedError(f"no line {pattern!r}: {last_line(life)}")
-
-
-def last_line(life: Life) -> str:
-    lines = life.output().strip().splitlines()
-    return lines[-1] if lines else "it printed nothing"
 
 
 def _uses(pid: int, mark: str) -> bool:
