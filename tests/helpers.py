@@ -3,10 +3,10 @@
 import numpy as np
 
 from unimo_ds.batch import Batch, Kind, Source, Target
+from unimo_ds.chaos.inputs import random_regions
 from unimo_ds.config import MaskingSection, ModelSection
 from unimo_ds.data.packing import Packer
 from unimo_ds.data.sequences import Member, Sequence, ViewMaker
-from unimo_ds.regions import Regions
 
 WIDTH, CLASSES, VOCABULARY = 24, 20, 100
 
@@ -30,21 +30,6 @@ class WordsTokenizer:
     mask = VOCABULARY - 1
     starts_word_V = np.ones(VOCABULARY, dtype=bool)
     begins_with_space_V = np.ones(VOCABULARY, dtype=bool)
-
-
-def random_regions(rng: np.random.Generator, count: int, width: int = WIDTH, kept: int = 4) -> Regions:
-    corners = rng.random((count, 2)) * 100
-    sizes = rng.random((count, 2)) * 50 + 5
-    return Regions(
-        200,
-        160,
-        np.concatenate([corners, corners + sizes], axis=1).astype("f4"),
-        rng.random((count, width)).astype("f2"),
-        rng.integers(0, CLASSES, (count, kept)).astype("u2"),
-        rng.random((count, kept)).astype("f2"),
-        rng.integers(0, 5, count).astype("u2"),
-        rng.random(count).astype("f2"),
-    )
 
 
 def view_maker() -> ViewMaker:

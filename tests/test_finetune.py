@@ -192,6 +192,18 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(inputs: Inputs, capsys: py
     assert "resumed at step 4" in capsys.readouterr().out
 
 
+def test_a_run_that_was_killed_in_its_last_evaluation_makes_up_for_it(inputs: Inputs) -> None:
+    folder = run(inputs, "unjudged", inputs.sentences(), epochs=1)
+    metrics, evaluations = (folder / "metrics.jsonl").read_text(), numbers(folder, "eval/dev_accuracy")
+    (folder / "metrics.jsonl").write_text("".join(line for line in metrics.splitlines(True) if "eval/" not in line))
+    for name in ("DONE", "checkpoints/best"):
+        (folder / name).unlink()
+    run(inputs, "unjudged", inputs.sentences(), epochs=1)
+    assert numbers(folder, "eval/dev_accuracy") == evaluations[-1:]
+    assert (folder / "DONE").exists() and best_checkpoint(folder / "checkpoints") is not None
+    assert (folder / "metrics.jsonl").read_text().count('"loss"') == metrics.count('"loss"')
+
+
 def test_a_start_gives_its_weights_and_a_head_only_for_the_same_answers(inputs: Inputs, tuned: dict[str, Path]) -> None:
     start = tuned["vqa"] / "checkpoints/step-00000004"
     assert best_checkpoint(tuned["vqa"] / "checkpoints") == start, "what the run folder stands for"

@@ -13,10 +13,9 @@ from unimo_ds.pretrain import _fit_to_data, pretrain
 from unimo_ds.tokenizer import Tokenizer
 
 
-def test_regions_without_classes_cannot_teach_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_without_classes_cannot_teach_classes(tmp_path: Path) -> None:
     """Published files without a class distribution make such stores."""
-    monkeypatch.setattr(small_run, "DETECTOR", {**small_run.DETECTOR, "classes": 0, "kept_classes": 0})
-    small_run.write_inputs(tmp_path, images=4)
+    small_run.write_inputs(tmp_path, images=4, detector={**small_run.DETECTOR, "classes": 0, "kept_classes": 0})
     path = small_run.write_config(tmp_path, "run")
     config = load_config(path, ["objectives.mrc=0"])
     tokenizer, corpora = Tokenizer(config.data.tokenizer), prepare_corpora(config.data, config.data.corpora, show=False)

@@ -58,6 +58,11 @@ def test_a_launcher_that_was_killed_before_training_began_is_tried_again(tmp_pat
     assert tries(tmp_path, 'number == 1 and os.kill(os.getpid(), 9); begin(); (folder / "DONE").touch()') == (0, 2)
 
 
+def test_ranks_that_save_because_their_launcher_was_killed_were_not_asked_to_stop(tmp_path: Path) -> None:
+    script = 'begin(); save(); (folder / "REQUEUE").touch(); number == 1 and os.kill(os.getpid(), 9); (folder / "DONE").touch()'
+    assert tries(tmp_path, script) == (0, 2)
+
+
 @pytest.mark.parametrize("way", ["by a signal to the run", "by a signal to the supervisor"])
 def test_a_run_that_was_asked_to_stop_is_not_started_again(tmp_path: Path, way: str) -> None:
     signal_parent = "import signal, time; signal.signal(15, lambda *_: sys.exit(0)); os.kill(os.getppid(), 15); time.sleep(20)"

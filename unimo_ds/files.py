@@ -48,8 +48,12 @@ def text_of(content: Any, key: str) -> str:
 def replace_text(path: Path, text: str) -> None:
     """Writes `path` under another name, on disk, and renames it: a kill at any moment leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)

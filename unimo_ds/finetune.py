@@ -18,12 +18,14 @@ from unimo_ds.data.loader import StepData, load_steps
 from unimo_ds.engine.checkpoint import resume
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, mark_best, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult, check_settings, learning_rate
+from unimo_ds.engine.run_lock import alone_in
 from unimo_ds.engine.run_log import RunLog
 from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import CheckpointError, ConfigError, DataError
 from unimo_ds.files import replace_text
 from unimo_ds.model.unimo import parameter_groups
 from unimo_ds.opening import Finetuned, Start, build_model, head_facts, open_finetuned, open_set, read_start
+from unimo_ds.processes import is_finished
 from unimo_ds.tasks.adversarial import Rounds
 from unimo_ds.tasks.answering import answers_of, score_set
 from unimo_ds.tasks.examples import ExampleSet, TaskSteps
@@ -46,7 +48,8 @@ def finetune(config: FinetuneConfig) -> Path | None:
     Raises:
         UnimoError: the configuration, an input or the run folder is wrong; the message says what to do.
     """
-    with Watch(config.folder, config.training.timeouts) as watch:
+    timeouts = config.training.timeouts
+    with alone_in(config.folder, timeouts.start_up / 2), Watch(config.folder, timeouts) as watch:
         return _finetune(config, watch)
 
 
@@ -71,7 +74,7 @@ def _finetune(config: FinetuneConfig, watch: Watch) -> Path | None:
     training = config.training.for_examples(len(train))
     checkpoint = find_checkpoint(config.folder / "checkpoints")
     step = _step_of(checkpoint, config, start, task)
-    if step >= training.steps:
+    if step >= training.steps and is_finished(config.folder):
         if here.rank == 0:
             print(
                 f"{config.folder}: already at step {step} of {training.steps}; raise training.epochs, or choose another folder"
@@ -234,10 +237,12 @@ class FinetuningRun(TrainingRun):
         }
         self._log.write({"step": step, **numbers})
         self._log.say(f"dev at step {step}: " + ", ".join(f"{name[5:]} {value:.4f}" for name, value in numbers.items()))
-        if distributed.rank() == 0:
-            chosen_by = f"eval/{next(iter(self._dev))}_{self._task.chosen_by}"
-            if mark_best(self._folder / "checkpoints", step, numbers[chosen_by]):
-                self._log.say(f"the best so far by {chosen_by[5:]}")
+        self._log.attempt("the mark of the best checkpoint", lambda: self._mark_best(step, numbers))
+
+    def _mark_best(self, step: int, numbers: dict[str, float]) -> None:
+        chosen_by = f"eval/{next(iter(self._dev))}_{self._task.chosen_by}"
+        if mark_best(self._folder / "checkpoints", step, numbers[chosen_by]):
+            self._log.say(f"the best so far by {chosen_by[5:]}")
 
     def _extras(self, step: int) -> Extras:
         start = self._start

@@ -17,6 +17,7 @@ from unimo_ds.data.loader import PretrainingData, StepData, load_steps
 from unimo_ds.engine.checkpoint import resume
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_state, read_weights
 from unimo_ds.engine.engine import Engine, StepResult, check_settings, learning_rate
+from unimo_ds.engine.run_lock import alone_in
 from unimo_ds.engine.run_log import RunLog
 from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import CheckpointError, ConfigError, StoreError
@@ -24,6 +25,7 @@ from unimo_ds.evaluate import HeldOut, evaluate_model, open_held_out, write_eval
 from unimo_ds.model.unimo import UnimoModel, parameter_groups
 from unimo_ds.objectives.meter import readings
 from unimo_ds.objectives.pretraining import NAMES, PretrainingModel, Totals, loss_weights
+from unimo_ds.processes import is_finished
 from unimo_ds.rewrites import LEVELS
 from unimo_ds.tokenizer import Tokenizer
 from unimo_ds.training_run import Interval, TrainingRun, go_on_from, start
@@ -40,7 +42,8 @@ def pretrain(config: RunConfig) -> Path | None:
     """
     nvidia_apex.check(config.model.layer_norm, config.training.optimizer)
     check_settings(config.training)
-    with Watch(config.folder, config.training.timeouts) as watch:
+    timeouts = config.training.timeouts
+    with alone_in(config.folder, timeouts.start_up / 2), Watch(config.folder, timeouts) as watch:
         return _pretrain(config, watch)
 
 
@@ -55,7 +58,7 @@ def _pretrain(config: RunConfig, watch: Watch) -> Path | None:
         held_out.expect_detector(detector, "the regions that are trained on")
     checkpoint = find_checkpoint(config.folder / "checkpoints")
     step = _check_resumable(config, checkpoint, detector, tokenizer)
-    if step >= config.training.steps:
+    if step >= config.training.steps and is_finished(config.folder):
         _say_finished(config, step)
         return checkpoint
     engine = _build_engine(config, checkpoint)
@@ -270,8 +273,8 @@ class PretrainingRun(TrainingRun):
         assert isinstance(module, PretrainingModel)
         evaluation = evaluate_model(module.unimo, self._held_out, self._config.model.feature_width)
         self._log.write({"step": step, **evaluation.numbers})
-        if distributed.rank() == 0:
-            write_evaluation(evaluation, self._config.folder / "evaluation.json")
+        path = self._config.folder / "evaluation.json"
+        self._log.attempt(path.name, lambda: write_evaluation(evaluation, path))
         numbers = evaluation.numbers
         self._log.say(
             f"held-out pairs at step {step}: image to text R@1 {100 * numbers['eval/i2t_r1']:.1f} %, text to image R@1 "

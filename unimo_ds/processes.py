@@ -6,6 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_LAUNCHERS = {"torchrun", "torch.distributed.run", "deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch"}
+_WORDS = 4  # python, two options, and what it runs: behind them are words of the user
+
 
 def without_local_rank(words: Sequence[str]) -> list[str]:
     """What a user typed: `deepspeed` gives every rank a word of its own, which the environment says as well."""
@@ -29,6 +32,31 @@ def run_to_end(module: str, words: Sequence[str], folder: Path) -> bool:
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` has ended."""
     return (folder / "DONE").exists()
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process of this machine is gone, or waits to be buried; False where the system does not tell."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return Path("/proc/self/stat").exists()
+    return state in "ZX"
+
+
+def launchers() -> list[int]:
+    """The processes of torchrun or `deepspeed` that this one was started by, the nearest first."""
+    found = []
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
+            parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
+        except OSError:
+            break
+        if _LAUNCHERS & {Path(word).name for word in words[:_WORDS]}:
+            found.append(pid)
+        pid = parent
+    return found
 
 
 def cores() -> int:

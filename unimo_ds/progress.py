@@ -6,10 +6,22 @@ On a terminal one line is rewritten; in a log file (Slurm, CI) a plain line appe
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def say(text: str, error: bool = False) -> None:
+    """Prints a line for the reader of the job's log. A log that cannot be written (full disk, closed pipe) ends no job.
+
+    Args:
+        text: the line.
+        error: whether it belongs to the errors.
+    """
+    with suppress(OSError):
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def format_duration(seconds: float) -> str:
@@ -58,7 +70,8 @@ class Progress:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / elapsed
         count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        text = f"{self.what}: {count} {self.unit}, {rate:,.1f} {self.unit}/s, {format_duration(elapsed)} so far"
+        speed = f"{rate:,.1f} {self.unit}/s" if rate > 0.1 else f"{60 * rate:,.1f} {self.unit}/min"
+        text = f"{self.what}: {count} {self.unit}, {speed}, {format_duration(elapsed)} so far"
         if self.total is not None and 0 < self.done < self.total:
             text += f", {format_duration((self.total - self.done) / rate)} left"
         return f"{text}{' | ' + note if note else ''}"

@@ -53,7 +53,8 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
         code, asked = _run(command)
         if is_finished(folder) and (code == 0 or not finished):
             return 0
-        if asked or (folder / "REQUEUE").exists():
+        killed = code == -signal.SIGKILL  # the ranks then save and leave as if they had been asked to
+        if asked or ((folder / "REQUEUE").exists() and not killed):
             return code
         after = _Traces.of(folder)
         cause = f"exit code {code}"

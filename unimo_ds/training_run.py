@@ -19,12 +19,13 @@ from unimo_ds.engine.checkpoint import resume, save_checkpoint
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_guards, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.guards import Guards, LeftOut
-from unimo_ds.engine.run_log import DAMAGED, LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back
+from unimo_ds.engine.run_log import DAMAGED, LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back, was_evaluated
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import TrainingError, UnimoError
+from unimo_ds.files import replace_text
 from unimo_ds.processes import without_local_rank
-from unimo_ds.progress import format_duration
+from unimo_ds.progress import format_duration, say
 
 
 class StepTotals(Protocol):
@@ -96,6 +97,7 @@ class TrainingRun(ABC):
         self._check = BackgroundCheck(folder / "checkpoints", self._tell_of_damage, enabled=distributed.rank() == 0)
         self._started = time.monotonic()
         self._first_step = 0
+        self._checkpoint = checkpoint  # the last; None where the disk has refused it
 
     @abstractmethod
     def _steps(self, first: int) -> Iterator[StepData[Any]]:
@@ -129,17 +131,19 @@ class TrainingRun(ABC):
         """Trains from `step` to the end, or until asked to stop; returns the last checkpoint."""
         self._first_step = step
         stop = StopRequest()
-        interval = Interval(time.monotonic())
-        checkpoint: Path | None = None
         undone = distributed.from_rank_0(rolled_back(self._folder) if distributed.rank() == 0 else set())
         try:
+            if step > 0 and self._evaluation_due(step) and not self._was_evaluated(step):  # the run was killed before it was
+                self._evaluate_after(step)
+            interval = Interval(time.monotonic())
             waiting = time.monotonic()
             self._watch.enter("first_step", step)
             for step_data in self._steps(step):
                 waited = time.monotonic() - waiting
                 totals, stopping = self._agree(step_data, stop)
                 if stopping:
-                    return self._stop(step, stop)
+                    self._stop(step, stop)
+                    return self._checkpoint
                 step = step_data.step + 1
                 if step not in undone:
                     result = self._step(step_data, totals)
@@ -152,21 +156,32 @@ class TrainingRun(ABC):
                     self._report(step, interval, interval.last)
                     interval = Interval(time.monotonic())
                 if step % self._training.checkpoint_every == 0 or step == self._training.steps:
-                    checkpoint = self._save(step)
+                    self._save(step)
                 if self._evaluation_due(step):  # after the save: whatever it meets, the training is kept
-                    self._watch.enter("evaluation", step)
-                    self._evaluate(step)
+                    self._evaluate_after(step)
                     interval.start = time.monotonic()
                 waiting = time.monotonic()
                 self._watch.enter("step", step)
         finally:
             stop.restore()
             self._check.rest()
-        if distributed.rank() == 0 and checkpoint is not None:
+            self._samples.close()
+        if self._checkpoint is not None:
             # An exit code alone is not trusted: teardown of the process group can abort after the work is done.
-            (self._folder / "DONE").write_text(f"{step}\n", encoding="utf-8")
+            self._leave_mark("DONE", step)
         self._log.say(f"done: {self._folder}")
-        return checkpoint
+        return self._checkpoint
+
+    def _leave_mark(self, name: str, step: int) -> None:
+        self._log.attempt(name, lambda: replace_text(self._folder / name, f"{step}\n"))
+
+    def _was_evaluated(self, step: int) -> bool:
+        found: bool = distributed.from_rank_0(distributed.rank() == 0 and was_evaluated(self._folder, step))
+        return found
+
+    def _evaluate_after(self, step: int) -> None:
+        self._watch.enter("evaluation", step)
+        self._evaluate(step)
 
     def _agree(self, step_data: StepData[Any], stop: StopRequest) -> tuple[StepTotals, bool]:
         """Sums the counts of all ranks, and learns whether any rank was asked to stop, in one message."""
@@ -176,7 +191,7 @@ class TrainingRun(ABC):
         message = torch.cat([counts, torch.tensor([int(wants)])]).to(distributed.device())
         *totals, wanting = distributed.sum_over_ranks(message).tolist()
         for problem in step_data.problems:
-            print(f"WARNING: step {step_data.step + 1}: {problem}", file=sys.stderr, flush=True)
+            say(f"WARNING: step {step_data.step + 1}: {problem}", error=True)
         return self._totals([float(total) for total in totals]), wanting > 0
 
     def _step(self, step_data: StepData[Any], totals: StepTotals) -> StepResult:
@@ -224,18 +239,17 @@ class TrainingRun(ABC):
         done = step - self._first_step
         return format_duration((time.monotonic() - self._started) / done * (self._training.steps - step))
 
-    def _save(self, step: int) -> Path | None:
+    def _save(self, step: int) -> None:
         started = time.monotonic()
         self._watch.enter("save", step)
         checkpoints, keep = self._folder / "checkpoints", self._training.keep_checkpoints
         extras = self._extras(step)
         extras = replace(extras, state={**extras.state, "guards": self._guards.state})
         self._check.rest()
-        saved = save_checkpoint(self._engine, checkpoints, step, extras, keep, self._check.damaged)
-        self._check.begin(saved)
-        if saved is not None:
-            self._log.say(f"saved {saved} in {time.monotonic() - started:.1f} s")
-        return saved
+        self._checkpoint = save_checkpoint(self._engine, checkpoints, step, extras, keep, self._check.damaged)
+        self._check.begin(self._checkpoint)
+        if self._checkpoint is not None:
+            self._log.say(f"saved {self._checkpoint} in {time.monotonic() - started:.1f} s")
 
     def _tell_of_damage(self, checkpoint: Path, damage: str) -> None:
         keep = self._training.keep_checkpoints
@@ -243,14 +257,13 @@ class TrainingRun(ABC):
         step = int(checkpoint.name.removeprefix("step-"))
         self._log.write_event(step, DAMAGED, {"checkpoint": checkpoint.name, "damage": damage})
 
-    def _stop(self, step: int, stop: StopRequest) -> Path | None:
+    def _stop(self, step: int, stop: StopRequest) -> None:
         """Saves and leaves; a file tells the batch script that the job wants to be started again."""
         reason = stop.received or "another rank's request, or training.stop_after_minutes"
         self._log.say(f"asked to stop ({reason}) after step {step}: saving")
-        saved = self._save(step) if step > self._first_step else None
-        if distributed.rank() == 0:
-            (self._folder / "REQUEUE").write_text(f"{step}\n", encoding="utf-8")
-        return saved
+        if step > self._first_step:
+            self._save(step)
+        self._leave_mark("REQUEUE", step)
 
 
 def go_on_from(folder: Path, step: int) -> None:
@@ -272,6 +285,6 @@ def start(module: str, run: Callable[[Path, list[str]], object], arguments: list
         run(Path(words[0]), words[1:])
     except UnimoError as error:
         if distributed.environment().rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}", error=True)
         return 1
     return 0

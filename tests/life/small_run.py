@@ -8,41 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from tests.helpers import random_regions
 from tests.life.ranks import Process, Rank
-from unimo_ds.data.store import RegionStoreWriter, finish_store
+from unimo_ds.chaos.inputs import COLOURS, a_colour, a_noun, run_content, write_run
+from unimo_ds.chaos.inputs import DETECTOR as DETECTOR
+from unimo_ds.chaos.inputs import write_inputs as write_inputs
 from unimo_ds.neighbours import write_neighbours
 from unimo_ds.rewrites import Rewrite, RewrittenCaption, dump_caption, pair_digest
-from unimo_ds.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-DETECTOR = {"architecture": "none: random numbers", "weights_sha256": "0" * 64, "feature_width": 24, "classes": 19}
-_NOUNS = ["cup", "ball", "tree", "house", "fish", "star", "boat", "book", "lamp", "chair"]
-_COLOURS = ["red", "green", "blue", "white", "black", "brown"]
-
-
-def write_inputs(folder: Path, images: int = 24) -> None:
-    """A store of random regions, captions that name two things, a text corpus and a tokenizer."""
-    rng = np.random.default_rng(0)
-    with RegionStoreWriter(folder / "regions", DETECTOR) as writer:
-        for number in range(images):
-            writer.write(f"{number:04}.jpg", random_regions(rng, int(rng.integers(5, 12))))
-    finish_store(folder / "regions")
-    captions = [
-        {
-            "id": number,
-            "image_id": number // 2,
-            "caption": f"A {_colour(rng)} {_noun(rng)} is beside a {_colour(rng)} {_noun(rng)}.",
-        }
-        for number in range(2 * images)
-    ]
-    files = [{"id": number, "file_name": f"{number:04}.jpg"} for number in range(images)]
-    (folder / "captions.json").write_text(json.dumps({"images": files, "annotations": captions}))
-    texts = [" ".join(f"The {_noun(rng)} near the {_noun(rng)} was {_colour(rng)}." for _ in range(4)) for _ in range(40)]
-    (folder / "texts.txt").write_text("\n\n".join(texts))
-    train_tokenizer([caption["caption"] for caption in captions] + texts, 400, folder / "tokenizer")
 
 
 def write_candidates(folder: Path) -> None:
@@ -53,7 +27,7 @@ def write_candidates(folder: Path) -> None:
     lines = []
     for number, (image, text) in enumerate(captions[:-1]):
         colour = text.split()[1]
-        other = next(each for each in _COLOURS if each not in text)
+        other = next(each for each in COLOURS if each not in text)
         negatives = [
             Rewrite(text.replace(colour, other, 1), "word", f"attribute: {colour} -> {other}", (2, 2 + len(other))),
             Rewrite(f"A {other} star is beside a {other} boat.", "phrase", "phrase"),
@@ -64,7 +38,7 @@ def write_candidates(folder: Path) -> None:
     (folder / "rewrites").mkdir(exist_ok=True)
     (folder / "rewrites/rewrites-00000-of-00001.jsonl").write_text("".join(lines))
     rng = np.random.default_rng(1)
-    sentences = [f"The {_noun(rng)} is {_colour(rng)}." for _ in range(20)]
+    sentences = [f"The {a_noun(rng)} is {a_colour(rng)}." for _ in range(20)]
     rows = {
         "pairs": np.array([pair_digest(*caption) for caption in captions], np.uint64),
         "pair_images": np.array([names.index(image) for image, _ in captions]),
@@ -77,55 +51,14 @@ def write_candidates(folder: Path) -> None:
     write_neighbours(folder / "neighbours", {"stores": [str(folder / "regions")]}, rows, found, sentences)
 
 
-def _noun(rng: np.random.Generator) -> str:
-    return str(rng.choice(_NOUNS))
-
-
-def _colour(rng: np.random.Generator) -> str:
-    return str(rng.choice(_COLOURS))
-
-
 def write_config(folder: Path, run: str, candidates: bool = False, **training: Any) -> Path:
     """The YAML of a run named `run` on the inputs in `folder`, if wanted with what `write_candidates` wrote."""
-    corpora = [
-        {
-            "name": "pairs",
-            "kind": "pairs",
-            "format": "coco_captions",
-            "path": "captions.json",
-            "regions": "regions",
-            "per_step": 6,
-        },
-        {"name": "texts", "kind": "texts", "format": "plain_text", "path": "texts.txt", "per_step": 3},
-        {"name": "images", "kind": "images", "format": "regions", "regions": "regions", "per_step": 3},
-    ]
-    for corpus in corpora:
-        corpus.update({key: str(folder / str(corpus[key])) for key in ("path", "regions") if key in corpus})
+    content = run_content(folder, folder / run)
     if candidates:
-        corpora[0].update({key: str(folder / key) for key in ("rewrites", "neighbours")})
-    content = {
-        "folder": str(folder / run),
-        "model": {"size": "tiny", "hidden_size": 32, "layers": 2, "heads": 2},
-        "data": {
-            "tokenizer": str(folder / "tokenizer"),
-            "prepared": str(folder / "prepared"),
-            "corpora": corpora,
-            "workers": 0,
-        },
-        "training": {
-            "steps": 12,
-            "learning_rate": 2e-4,
-            "warmup_steps": 2,
-            "precision": "fp32",
-            "deepspeed": str(ROOT / "ds_configs/cpu.json"),
-            "checkpoint_every": 4,
-            "log_every": 1,
-            "log_samples": True,
-            **training,
-        },
-    }
+        content["data"]["corpora"][0].update({key: str(folder / key) for key in ("rewrites", "neighbours")})
+    content["training"].update({"steps": 12, "deepspeed": str(ROOT / "ds_configs/cpu.json"), **training})
     path = folder / f"{run}.yaml"
-    path.write_text(yaml.safe_dump(content))
+    write_run(content, path)
     return path
 
 

@@ -1,10 +1,5 @@
-"""One writer a shard: a lock that ends with its process, and says who holds it.
+"""One writer a shard: a lock (`unimo_ds.locks`) that ends with its process, and says who holds it."""
 
-The lock is POSIX's (`fcntl.lockf`): it holds between the nodes of a shared file system too, and processes that the holder
-forks (decoding) do not inherit it, so a killed writer's shard is free at once although its children live on for seconds.
-"""
-
-import fcntl
 import json
 import os
 import socket
@@ -15,6 +10,7 @@ from typing import IO
 from weakref import WeakValueDictionary
 
 from unimo_ds.errors import StoreError
+from unimo_ds.locks import try_lock
 
 _NAME = "writer.lock"
 _PATIENCE = 2.0  # seconds for a holder that was just killed, or for somebody who only looks whether a shard is locked
@@ -84,14 +80,11 @@ def _refusal(shard: Path, who: str) -> StoreError:
 
 def _lock(file: IO[str]) -> bool:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX allows both answers
-        return False
+        return try_lock(file)
     except OSError as error:
         raise StoreError(
             f"{file.name}: cannot be locked ({error.strerror}). Choose an --out on a file system with locks."
         ) from error
-    return True
 
 
 def _read(file: IO[str]) -> Holder:

@@ -8,7 +8,6 @@ gathered parameter by parameter).
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from unimo_ds.engine.checkpoint_folder import (
     write_manifest,
 )
 from unimo_ds.engine.engine import MOMENTS, Engine
+from unimo_ds.progress import say
 
 
 def save_checkpoint(
@@ -69,11 +69,10 @@ def save_checkpoint(
         if distributed.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             newest = (folder / "latest").read_text() if (folder / "latest").exists() else "none"
-            print(
+            say(
                 f"CHECKPOINT NOT SAVED at step {step}: {'; '.join(problems)}. The newest whole checkpoint is still {newest}; "
                 "training goes on and the next save will try again. Free some space, or lower training.keep_checkpoints.",
-                file=sys.stderr,
-                flush=True,
+                error=True,
             )
         return None
     return final
@@ -126,6 +125,8 @@ def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str,
     os.replace(pointer, final.parent / "latest")
     sync(final.parent)
     remove_old(final, keep, damaged)
+    for half in (*final.parent.glob(".saving-*"), *final.parent.glob(".old-*")):  # of starts that were killed
+        shutil.rmtree(half)
 
 
 def resume(engine: Engine, checkpoint: Path) -> None:

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import Tensor
 from unimo_ds import distributed
 from unimo_ds.errors import CheckpointError
 from unimo_ds.files import replace_text
+from unimo_ds.progress import say
 
 # The model inside the module that the engine wraps: stripped in model.safetensors. What a task adds beside it keeps its name.
 PREFIX, _HEAD = "unimo.", "head."
@@ -203,7 +203,7 @@ def find_checkpoint(folder: Path) -> Path | None:
                 found = str(path)
                 break
             problems.append(f"{path}: {damage}")
-            print(f"WARNING: checkpoint passed over: {problems[-1]}", file=sys.stderr, flush=True)
+            say(f"WARNING: checkpoint passed over: {problems[-1]}", error=True)
     found, problems = distributed.from_rank_0((found, problems))
     if found is None and problems:
         raise CheckpointError(

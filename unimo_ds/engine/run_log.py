@@ -7,6 +7,7 @@ events.jsonl        one object a line: a step that was left out, or a roll back,
                     checkpoint
 tensorboard/        the same numbers as events
 samples-rank*.jsonl (training.log_samples) the sample ids of every step
+lock                see `unimo_ds.engine.run_lock`
 checkpoints/        see `unimo_ds.engine.checkpoint`
 ranks/              see `unimo_ds.engine.watch`
 """
@@ -17,16 +18,73 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.errors import UnimoError
 from unimo_ds.files import replace_text
+from unimo_ds.progress import say
 
 LEFT_OUT, ROLLED_BACK, DAMAGED = "left out", "rolled back", "checkpoint damaged"  # kinds of events
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "triton", "apex")
+_MOST_WAITING = 1 << 24  # bytes of a log that wait for a full disk
+
+
+class _Lines:
+    """JSON objects, one a line, added to a file. What a full disk refuses waits, and is written before the next line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+        self._waiting = b""
+        self._alone = threading.Lock()  # events come from the check of checkpoints too
+
+    def add(self, content: dict[str, Any]) -> None:
+        """Adds a line, which other processes see when this returns.
+
+        Raises:
+            OSError: it waits, or, where too much waits already, is lost.
+        """
+        with self._alone:
+            if len(self._waiting) < _MOST_WAITING:
+                self._waiting += json.dumps(content).encode() + b"\n"
+            self.write()
+
+    def write(self) -> None:
+        """Writes what waits.
+
+        Raises:
+            OSError: some of it still does.
+        """
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = FileIO(self.path, "a")
+        while self._waiting:  # a disk that is all but full takes a part
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    def sync(self) -> None:
+        """Waits until all of it is on the disk."""
+        assert self._file is not None
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file.
+
+        Raises:
+            OSError: lines that waited are lost.
+        """
+        try:
+            if self._waiting:
+                self.write()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
 
 class RunLog:
@@ -41,17 +99,21 @@ class RunLog:
         self.folder, self.enabled = folder, enabled
         if not enabled:
             return
+        self._metrics, self._events = _Lines(folder / "metrics.jsonl"), _Lines(folder / "events.jsonl")
+        with _refusals(folder):
+            self._metrics.write()
+            self._scalars = self._open_scalars()
+
+    def _open_scalars(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # a second of import, on one rank only
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        return SummaryWriter(str(self.folder / "tensorboard"))
 
     def start(self, config_yaml: str, data: dict[str, Any], world_size: int, step: int) -> None:
         """Writes the configuration and adds an entry to the receipt.
 
         Raises:
-            UnimoError: the folder's receipt is not one of ours.
+            UnimoError: the folder's receipt is not one of ours, or the disk is full.
         """
         if not self.enabled:
             return
@@ -60,7 +122,6 @@ class RunLog:
             starts = list(json.loads(path.read_text(encoding="utf-8"))["starts"]) if path.exists() else []
         except (ValueError, KeyError, TypeError) as error:
             raise UnimoError(f"{path}: is not a receipt of this program ({error}); choose another run folder") from error
-        (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
         starts.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -74,23 +135,27 @@ class RunLog:
                 "data": data,
             }
         )
-        replace_text(path, json.dumps({"starts": starts}, indent=1))
+        with _refusals(self.folder):
+            replace_text(self.folder / "config.yaml", config_yaml)
+            replace_text(path, json.dumps({"starts": starts}, indent=1))
 
     def write(self, values: dict[str, float | int]) -> None:
-        """Adds one line; `values` holds `step`. A full disk costs the line, not the run."""
+        """Adds one line; `values` holds `step`. On a full disk it waits."""
         if not self.enabled:
             return
         try:
-            self._metrics.write(json.dumps(values) + "\n")
-            self._metrics.flush()
+            self._metrics.add(values)
+            if self._scalars is None:
+                self._scalars = self._open_scalars()
             for name, value in values.items():
                 if name != "step":
-                    self._events.add_scalar(name, value, values["step"])
+                    self._scalars.add_scalar(name, value, values["step"])
         except OSError as error:
-            self.say(f"WARNING: {self.folder}: step {values['step']} is missing in the metrics: {error.strerror}")
+            self._scalars = None  # its thread has ended with the error: another file is begun when the disk takes lines again
+            self.say(f"WARNING: {self.folder}: step {values['step']} is not yet in the metrics: {error.strerror}")
 
     def write_event(self, step: int, event: str, values: dict[str, Any]) -> None:
-        """Adds a line to the events, on disk when this returns. A full disk costs the line, not the run."""
+        """Adds a line to the events, on disk when this returns. On a full disk it waits."""
         if not self.enabled:
             return
         line = {"step": step, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values}
@@ -98,58 +163,88 @@ class RunLog:
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
         }
         try:
-            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._events.add(line)
+            self._events.sync()
         except OSError as error:
-            self.say(f"WARNING: {self.folder}: step {step} is missing in the events ({event}): {error.strerror}")
+            self.say(f"WARNING: {self.folder}: step {step} is not yet in the events ({event}): {error.strerror}")
+
+    def attempt(self, what: str, write: Callable[[], object]) -> None:
+        """Calls `write`, which writes `what`. A disk that refuses it costs that, not the run."""
+        if not self.enabled:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.say(f"WARNING: {self.folder}: {what} cannot be written: {error.strerror}")
 
     def say(self, text: str) -> None:
         """Prints for the reader of the job's log."""
         if self.enabled:
-            print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+            say(f"[{time.strftime('%H:%M:%S')}] {text}")
 
     def close(self) -> None:
         """Flushes everything to disk. A full disk costs what is not yet there, not the run."""
-        if not self.enabled:
-            return
-        for log in (self._metrics, self._events):
-            try:
-                log.close()
-            except OSError as error:
-                self.say(f"WARNING: {self.folder}: the last metrics are missing: {error.strerror}")
+        self.attempt("the end of the metrics", lambda: self._metrics.close())
+        self.attempt("the end of the events", lambda: self._events.close())
+        self.attempt("the end of tensorboard/", lambda: self._scalars is None or self._scalars.close())
 
 
 class SampleLog:
     """The sample ids of every step of one rank, one line a step; empty without `training.log_samples`."""
 
     def __init__(self, folder: Path, rank: int, enabled: bool) -> None:
-        self._file = None
-        if enabled:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / f"samples-rank{rank:04}.jsonl").open("a", encoding="utf-8")
+        self._lines = _Lines(folder / f"samples-rank{rank:04}.jsonl") if enabled else None
 
     def write(self, step: int, samples: list[tuple[int, int, int]]) -> None:
-        """Adds the samples `(corpus, draw number, index)` of a step. A full disk costs the line, not the run."""
-        if self._file is None:
+        """Adds the samples `(corpus, draw number, index)` of a step. On a full disk it waits."""
+        if self._lines is None:
             return
         try:
-            self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
-            self._file.flush()
+            self._lines.add({"step": step, "samples": samples})
         except OSError as error:
-            print(f"WARNING: {self._file.name}: step {step} is missing: {error.strerror}", file=sys.stderr, flush=True)
+            say(f"WARNING: {self._lines.path}: step {step} is not yet there: {error.strerror}", error=True)
+
+    def close(self) -> None:
+        """Writes what waits. A full disk costs it, not the run."""
+        if self._lines is None:
+            return
+        try:
+            self._lines.close()
+        except OSError as error:
+            say(f"WARNING: {self._lines.path}: the last lines are missing: {error.strerror}", error=True)
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """A disk that refuses what a run cannot start without.
+
+    Raises:
+        UnimoError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnimoError(
+            f"{folder}: the run cannot start: {error.strerror} ({error.filename or 'logs'}); free some space, or choose "
+            "another folder"
+        ) from error
 
 
 def forget_after(folder: Path, step: int) -> None:
     """Drops the lines of steps after `step` from the logs: a resumed run will write them again.
 
     Lines that a kill left half written are dropped too. Roll backs are kept: the steps that they undid are left out for ever.
+
+    Raises:
+        UnimoError: the disk is full.
     """
     for path in [folder / "metrics.jsonl", folder / "events.jsonl", *folder.glob("samples-rank*.jsonl")]:
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            replace_text(path, "".join(line + "\n" for line in kept))
+            found = path.read_text(encoding="utf-8")
+            kept = "".join(line + "\n" for line in found.splitlines() if _step_of(line) <= step)
+            if kept != found:
+                with _refusals(folder):
+                    replace_text(path, kept)
 
 
 def _step_of(line: str) -> float:
@@ -159,6 +254,13 @@ def _step_of(line: str) -> float:
         return 0 if content.get("event") == ROLLED_BACK else int(content["step"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return math.inf
+
+
+def was_evaluated(folder: Path, step: int) -> bool:
+    """Whether the metrics of a run hold an evaluation after `step` steps."""
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return any(line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines)
 
 
 def rolled_back(folder: Path) -> set[int]:

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -25,6 +26,8 @@ import torch.distributed as dist
 
 from unimo_ds import distributed
 from unimo_ds.config import TimeoutsSection
+from unimo_ds.processes import has_ended
+from unimo_ds.progress import say
 
 Phase = Literal["start_up", "prepare", "first_step", "step", "save", "evaluation"]
 
@@ -79,7 +82,8 @@ class Watch:
         if self._here.world_size == 1:
             return
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-            (self._folder / f"{self._name}.traceback").write_text("".join(traceback.format_exception(error)))
+            with suppress(OSError):
+                (self._folder / f"{self._name}.traceback").write_text("".join(traceback.format_exception(error)))
             self._give_up(self._broken_connection(str(error).strip().splitlines()[-1]))
         self._closed.set()
         self._write("ended without error" if error is None else f"ended with {type(error).__name__}: {error}")
@@ -211,23 +215,25 @@ class Watch:
         """Leaves word and ends the process: the first rank that does says why, aloud."""
         line = f"{verdict}. Where each rank stood: {self._folder}"
         try:
-            with (self._folder / f"{self._name}.stacks").open("w", encoding="utf-8") as file:
+            with suppress(OSError), (self._folder / f"{self._name}.stacks").open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
-            with (self._folder / "failure.txt").open("x", encoding="utf-8") as file:
-                file.write(line + "\n")
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        except FileExistsError:
-            pass  # another rank has said it
+            if self._is_first_to_say(line):
+                say(f"error: {line}", error=True)
         finally:
             os._exit(1)
 
+    def _is_first_to_say(self, line: str) -> bool:
+        """Writes down the cause, unless another rank has. On a full disk each rank says it aloud."""
+        try:
+            with (self._folder / "failure.txt").open("x", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
+
 
 def _is_dead(stand: Any) -> bool:
-    """Whether the process of a rank is known to have ended: it is of this machine, and gone, or not yet buried."""
-    if stand["host"] != platform.node():
-        return False
-    try:
-        state = Path(f"/proc/{stand['pid']}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return Path("/proc/self/stat").exists()
-    return state in "ZX"
+    """Whether the process of a rank is known to have ended: it is of this machine, and gone."""
+    return stand["host"] == platform.node() and has_ended(stand["pid"])
