@@ -1,4 +1,4 @@
-# Shared by the sbatch files; sourced, not run. Only srun starts processes: no ssh, no hostfile.
+# Shared by the sbatch files; sourced, not run. Only srun starts processes: no ssh, no hostfile. docs/slurm.md explains it.
 
 # The first node's address: a node name need not resolve on every cluster, its NodeAddr is what Slurm itself uses.
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -10,26 +10,38 @@ PYTHON=${PYTHON:-python}
 
 echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, master $MASTER_ADDR:$MASTER_PORT"
 
-# run_until_done COMMAND...: runs it as one srun step, hands the signals of a time limit or a preemption to its ranks (they
-# agree on a step, save, and end with 0), and returns the step's exit code.
-run_until_done() {
-    # Until a rank listens to USR1, when it has started, the signal must not kill it.
-    srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' rank "$@" &
-    local step=$! code=0
+# train pretrain|finetune CONFIG.yaml [key.path=value ...]: runs it to its end, or until its time is up; then the job goes
+# back into the queue. A step that fails is started again in this allocation where `unimo-ds supervise` finds that it can help.
+train() {
+    # Code and configuration as they are at the first start; `slurm/submit.sh` has taken them when the job was submitted.
+    SNAPSHOT=${SNAPSHOT:-$("$PYTHON" -m unimo_ds.snapshot "$1" "job-$SLURM_JOB_ID" "${@:2}")}
+    export PYTHONPATH="$SNAPSHOT/code${PYTHONPATH:+:$PYTHONPATH}"
+    local run code=0
+    run=$(dirname "$(dirname "$SNAPSHOT")")
     time_is_up= reminder=
-    # In the foreground, srun would keep bash from seeing the signal until the step has ended.
     trap 'time_is_up=yes; ask_to_save' USR1
     trap ask_to_save TERM # scancel, or a preemption after which Slurm requeues by itself
-    while :; do
-        wait "$step" && code=0 || code=$?
-        kill -0 "$step" 2>/dev/null || break # `wait` also returns when a signal was trapped
-    done
-    trap - USR1 TERM
+    # Until a rank listens to USR1, when it has started, the signal must not kill it.
+    attend "$PYTHON" -m unimo_ds.cli supervise "$run" --max-restarts "${MAX_RESTARTS:-3}" -- \
+        srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' rank \
+        "$PYTHON" "$SNAPSHOT/code/start.py" "$SNAPSHOT/config.yaml" || code=$?
     [ -z "$reminder" ] || kill "$reminder" 2>/dev/null || true
-    return "$code"
+    requeue_if_wanted "$run"
+    exit "$code"
 }
 
-# Asks again and again: ranks that are only starting do not hear it the first time.
+# attend COMMAND...: runs it while this shell hears signals, which it would not before a command in the foreground has ended.
+attend() {
+    "$@" &
+    local command=$!
+    wait "$command" || true
+    while kill -0 "$command" 2>/dev/null; do # `wait` also returns when a signal was trapped
+        wait "$command" || true
+    done
+    wait "$command" # bash remembers its exit code
+}
+
+# Asks again and again: ranks that are only starting, or are started again, do not hear it the first time.
 ask_to_save() {
     [ -z "$reminder" ] || return 0
     echo "signal: asking the ranks to save"
@@ -42,7 +54,7 @@ ask_to_save() {
 
 # requeue_if_wanted RUN_FOLDER: puts the job back into the queue if its time ran out before the run was done.
 requeue_if_wanted() {
-    if [ -n "$time_is_up" ] && [ -e "$1/REQUEUE" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
+    if [ -n "$time_is_up" ] && [ -e "$1/REQUEUE" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ]; then
         rm -f "$1/REQUEUE"
         echo "requeue: the run goes on from its last checkpoint"
         scontrol requeue "$SLURM_JOB_ID"
