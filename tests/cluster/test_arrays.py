@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import Cluster
-from tests.life.small_run import ROOT
 from tests.life.test_extraction_kill import inputs as pictures  # noqa: F401  (a fixture)
 from tests.life.test_extraction_kill import records
 from tests.life.test_launchers import call
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+CAPTIONS = 2600  # three chunks of a thousand: two for the first element
 
 
 def wait_until_there(folder: Path, pattern: str) -> None:
@@ -25,15 +25,15 @@ def wait_until_there(folder: Path, pattern: str) -> None:
         time.sleep(0.01)
 
 
-def processes_with(words: list[str]) -> list[int]:
-    """The processes that were started with all these words among their own."""
+def processes_with(program: str, *words: str) -> list[int]:
+    """The processes of a program that were started with all these words among others."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             own = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if all(word.encode() in own for word in words):
+        if own[0] == program.encode() and all(word.encode() in own for word in words):
             found.append(int(folder.name))
     return found
 
@@ -46,31 +46,39 @@ def test_an_array_extracts_what_one_process_does(cluster: Cluster, pictures: Pat
     job = cluster.submit(pictures / "array-%a.out", "--array=0-1", *batch)
     wait_until_there(out, "shard-00001*/data.mdb")
     cluster.command("scancel", f"{job}_1")
-    states = {number: cluster.wait(f"{job}_{number}", 200)["JobState"] for number in range(2)}
-    said = (pictures / "array-1.out").read_text()
-    assert states == {0: "COMPLETED", 1: "CANCELLED"}, said
+    assert cluster.wait_for_array(job, 2, 200) == ["COMPLETED", "CANCELLED"], (pictures / "array-1.out").read_text()
     before = records(out)
     assert len(before) < len(records(alone))
 
     job = cluster.submit(pictures / "again-%a.out", "--array=0-1", *batch)
-    states = {number: cluster.wait(f"{job}_{number}", 200)["JobState"] for number in range(2)}
-    assert states == {0: "COMPLETED", 1: "COMPLETED"}
+    assert cluster.wait_for_array(job, 2, 200) == ["COMPLETED", "COMPLETED"]
     assert before.items() <= records(out).items() and records(out) == records(alone)
 
 
 def test_an_array_rewrites_what_one_process_does(cluster: Cluster, tmp_path: Path) -> None:
+    colours, things, places = ("red", "blue", "green"), ("cup", "ball", "hat", "drum"), ("box", "chair")
     captions = [
-        {"image": f"{n // 2}.jpg", "text": f"A {colour} {thing} on a {below}, number {n}."}
-        for n, (colour, thing, below) in enumerate(
-            (("red", "blue", "green")[n % 3], ("cup", "ball", "hat", "drum")[n % 4], ("box", "chair")[n % 2]) for n in range(400)
-        )
+        {"image": f"{n // 2}.jpg", "text": f"A {colours[n % 3]} {things[n % 4]} on a {places[n % 2]}, number {n}."}
+        for n in range(CAPTIONS)
     ]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(caption) + "\n" for caption in captions))
-    words = [str(tmp_path / "captions.jsonl"), "--translator", "none", "--negatives", "12", "--chunk", "8", "--out"]
+    words = [str(tmp_path / "captions.jsonl"), "--translator", "none", "--negatives", "12", "--out"]
     alone, out = tmp_path / "alone", tmp_path / "array"
     call([sys.executable, "tools/rewrite_captions.py", *words, str(alone)])
     batch = ["--time=15", "--array=0-1", "--cpus-per-task=1", "slurm/rewrite.sbatch", *words, str(out)]
     job = cluster.submit(tmp_path / "array-%a.out", *batch)
-    wait_until_there(out, "rewrites-00001-of-00002.jsonl.partial")
-    for pid in processes_with([str(ROOT / "tools/rewrite_captions.py"), str(out), "1"]):
-        os.kill(pid, signal.SIGKILL)
+    wait_until_there(out, "report-00000-of-00002.json")  # its first chunk is done
+    (pid,) = processes_with(sys.executable, "tools/rewrite_captions.py", str(out), "--shard", "0")
+    os.kill(pid, signal.SIGKILL)
+    assert cluster.wait_for_array(job, 2, 200) == ["FAILED", "COMPLETED"], (tmp_path / "array-0.out").read_text()
+    before = (out / "rewrites-00000-of-00002.jsonl.partial").read_text()
+
+    job = cluster.submit(tmp_path / "again-%a.out", *batch)
+    assert cluster.wait_for_array(job, 2, 200) == ["COMPLETED", "COMPLETED"]
+    assert "nothing left to do" in (tmp_path / "again-1.out").read_text()
+    assert before and (out / "rewrites-00000-of-00002.jsonl").read_text().startswith(before)
+    assert rewritten(out) == rewritten(alone) and len(rewritten(out)) == CAPTIONS
+
+
+def rewritten(out: Path) -> list[str]:
+    return sorted(line for file in out.glob("rewrites-*.jsonl") for line in file.read_text().splitlines())

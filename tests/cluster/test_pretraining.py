@@ -1,4 +1,4 @@
-"""`sbatch slurm/pretrain.sbatch` on two nodes: to the end, put back by the time limit, cancelled, and with a rank that fails."""
+"""`sbatch slurm/pretrain.sbatch` on two nodes: to the end, put back by the time limit, cancelled, a rank killed or asleep."""
 
 import json
 import os
