@@ -5,6 +5,7 @@ whether the run has ended, whether a checkpoint was added, whether training had 
 """
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from unimo_ds import errors
 from unimo_ds.processes import is_finished
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)  # an interrupt of the terminal reaches the launcher by itself
@@ -56,10 +58,10 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
         if asked or (folder / "REQUEUE").exists():
             return code
         after = _Traces.of(folder)
-        cause = f"exit code {code}"
-        if after.failure > before.failure:
-            cause += f", {(folder / 'ranks/failure.txt').read_text(encoding='utf-8').strip()}"
-        began = after.starts > before.starts or after.failure > before.failure or code < 0 or code > 128
+        named = (folder / "ranks/failure.txt").read_text(encoding="utf-8").strip() if after.failure > before.failure else ""
+        cause = f"exit code {code}" + (f", {named}" if named else "")
+        killed = code < 0 or code > 128
+        began = after.starts > before.starts or ((named or killed) and not _is_of_the_user(named))
         fruitless = 0 if after.newest != before.newest else fruitless + 1
         if not began:
             reason = "training had not begun"
@@ -74,6 +76,12 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
             continue
         print(f"not started again ({reason}): {cause}", flush=True)
         return code
+
+
+def _is_of_the_user(cause: str) -> bool:
+    """Whether the rank that the others missed had ended with an error that is the user's to mend."""
+    ended = re.search(r"ended with (\w+):", cause)
+    return ended is not None and hasattr(errors, ended[1])
 
 
 def _run(command: Sequence[str]) -> tuple[int, bool]:
