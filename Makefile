@@ -22,14 +22,15 @@ test: $(VENV)/.ready system
 	$(TWO) --dist loadgroup --durations=5 -m "long and not life"
 	$(BIN)/python -m pytest -q --durations=15 -m life
 
-# A real Slurm of two nodes on this machine: brought up, used, and taken down by the tests.
+# A real Slurm of two nodes on this machine, and two hosts in network namespaces: made, used, and taken down by the tests.
 test-cluster: $(VENV)/.ready slurm
 	$(BIN)/python -m pytest -q -m cluster
 
+SLURM := slurm-wlm munge iproute2 openssh-server pdsh
 slurm:
-	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
-	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install slurm-wlm munge"; exit 1; }; \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install slurm-wlm munge >/dev/null; }
+	@PATH=$$PATH:/usr/sbin; command -v slurmctld >/dev/null && command -v sshd >/dev/null && command -v pdsh >/dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install $(SLURM)"; exit 1; }; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $(SLURM) >/dev/null; }
 
 check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .

@@ -81,8 +81,9 @@ def test_a_cancelled_job_saves_and_goes_on_on_one_node_at_another_zero_stage(
     cluster: Cluster, inputs: Path, by_hand: list[dict[str, float]]
 ) -> None:
     config = comparable(inputs, "cancelled", checkpoint_every=100_000)
-    job = cluster.submit(inputs / "cancelled.out", "--time=15", BATCH, str(config))
+    job = cluster.submit(inputs / "cancelled.out", "--time=15", "--cpus-per-task=2", BATCH, str(config))
     wait_for_lines(inputs / "cancelled", 5)
+    assert "CPUs=4 " in cluster.command("scontrol", "show", "step", f"{job}.0")
     cluster.command("scancel", str(job))
     assert cluster.wait(job, 60)["JobState"] == "CANCELLED"
     said = (inputs / "cancelled.out").read_text()
