@@ -76,3 +76,8 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(tmp_path: Path, way: 
     signal_parent = "import signal, time; signal.signal(15, lambda *_: sys.exit(0)); os.kill(os.getppid(), 15); time.sleep(20)"
     script = "begin(); save(); " + ('(folder / "REQUEUE").touch()' if way.endswith("run") else signal_parent)
     assert tries(tmp_path, script) == (0, 1)
+
+
+def test_a_stop_that_was_asked_for_before_is_not_one_of_now(tmp_path: Path) -> None:
+    (tmp_path / "REQUEUE").touch()
+    assert tries(tmp_path, 'number == 1 and os.kill(os.getpid(), 9); begin(); (folder / "DONE").touch()') == (0, 2)

@@ -26,13 +26,18 @@ class _Traces:
     starts: int
     newest: str
     failure: float  # when the cause of a failure was written
+    request: float  # when the run noted that it was asked to stop
 
     @staticmethod
     def of(folder: Path) -> "_Traces":
-        receipt, latest, failure = folder / "receipt.json", folder / "checkpoints/latest", folder / "ranks/failure.txt"
+        receipt, latest = folder / "receipt.json", folder / "checkpoints/latest"
         starts = len(json.loads(receipt.read_text(encoding="utf-8"))["starts"]) if receipt.exists() else 0
         newest = latest.read_text(encoding="utf-8").strip() if latest.exists() else ""
-        return _Traces(starts, newest, failure.stat().st_mtime if failure.exists() else 0.0)
+        return _Traces(starts, newest, _written(folder / "ranks/failure.txt"), _written(folder / "REQUEUE"))
+
+
+def _written(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
@@ -55,9 +60,9 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
         code, asked = _run(command)
         if is_finished(folder) and (code == 0 or not finished):
             return 0
-        if asked or (folder / "REQUEUE").exists():
-            return code
         after = _Traces.of(folder)
+        if asked or after.request > before.request:
+            return code
         named = (folder / "ranks/failure.txt").read_text(encoding="utf-8").strip() if after.failure > before.failure else ""
         cause = f"exit code {code}" + (f", {named}" if named else "")
         killed = code < 0 or code > 128
