@@ -15,14 +15,14 @@ echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_
 # train pretrain|finetune CONFIG.yaml [key.path=value ...]: runs it to its end, or until its time is up; then the job goes
 # back into the queue. A step that fails is started again in this allocation where `unimo-ds supervise` finds that it can help.
 train() {
+    time_is_up= reminder=
+    trap 'time_is_up=yes; ask_to_save' USR1
+    trap ask_to_save TERM # scancel, or a preemption after which Slurm requeues by itself
     # Code and configuration as they are at the first start; `slurm/submit.sh` has taken them when the job was submitted.
     SNAPSHOT=${SNAPSHOT:-$("$PYTHON" -m unimo_ds.snapshot "$1" "job-$SLURM_JOB_ID" "${@:2}")}
     export PYTHONPATH="$SNAPSHOT/code${PYTHONPATH:+:$PYTHONPATH}"
     local run code=0
     run=$(dirname "$(dirname "$SNAPSHOT")")
-    time_is_up= reminder=
-    trap 'time_is_up=yes; ask_to_save' USR1
-    trap ask_to_save TERM # scancel, or a preemption after which Slurm requeues by itself
     # Until a rank listens to USR1, when it has started, the signal must not kill it.
     attend "$PYTHON" -m unimo_ds.cli supervise "$run" --max-restarts "${MAX_RESTARTS:-3}" -- \
         srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' rank \

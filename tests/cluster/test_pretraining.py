@@ -19,7 +19,7 @@ from unimo_ds.engine.checkpoint_folder import find_checkpoint, read_state
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 BATCH = "slurm/pretrain.sbatch"
-SECONDS = 110  # of the run that is put back: its signal comes after 60 at most, and the machine may become faster
+SECONDS = 90  # of the run that is put back: its signal comes after 60 at most, and the machine may become faster
 
 
 def weights(run: Path, steps: int) -> bytes:
