@@ -28,7 +28,8 @@ test-cluster: $(VENV)/.ready slurm
 
 SLURM := slurm-wlm munge iproute2 openssh-server pdsh
 slurm:
-	@PATH=$$PATH:/usr/sbin; command -v slurmctld >/dev/null && command -v sshd >/dev/null && command -v pdsh >/dev/null || { \
+	@export PATH=$$PATH:/usr/sbin; for program in slurmctld munged ip sshd pdsh; do \
+	  command -v $$program >/dev/null || missing=$$program; done; test -z "$$missing" || { \
 	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install $(SLURM)"; exit 1; }; \
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $(SLURM) >/dev/null; }
 

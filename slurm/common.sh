@@ -6,7 +6,7 @@ MASTER_ADDR=$(scontrol show node -o "$head_node" | sed -n 's/.* NodeAddr=\([^ ]*
 export MASTER_ADDR=${MASTER_ADDR:-$head_node}
 export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 # Since Slurm 22.05 a step no longer takes it from the job, and would give each rank one processor.
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 PYTHON=${PYTHON:-python}
 

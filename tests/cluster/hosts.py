@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.life.small_run import ROOT, environment
@@ -19,7 +20,7 @@ INTERFACE = "eth0"
 
 
 class TwoHosts:
-    """The namespaces and their sshds, for as long as the context lasts.
+    """The namespaces and their sshds.
 
     Args:
         folder: for keys and configuration; nothing of the user's own ssh is read or written.
@@ -33,7 +34,8 @@ class TwoHosts:
         self._folder = folder
         self.ssh_config = folder / "ssh_config"
 
-    def __enter__(self) -> "TwoHosts":
+    def up(self) -> None:
+        """Makes both and waits until each can be logged in to from the first."""
         self._write_configuration()
         for name in self._names:
             _ip("netns", "add", name)
@@ -48,13 +50,14 @@ class TwoHosts:
             self._sshds.append(self.start(number, sshd))
         for address in ADDRESSES:
             self._wait_for_sshd(address)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def down(self) -> None:
+        """Ends what runs on them, and removes them."""
         for name in self._names:
             inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
             for pid in inside.split():
-                os.kill(int(pid), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its parent's end was its own
+                    os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", name], check=False)
         for sshd in self._sshds:
             sshd.wait(timeout=10)

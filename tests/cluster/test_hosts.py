@@ -17,8 +17,12 @@ MEETING = ["--master_addr", ADDRESSES[0], "--master_port", "29500"]
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
-    with TwoHosts(tmp_path_factory.mktemp("hosts")) as made:
+    made = TwoHosts(tmp_path_factory.mktemp("hosts"))
+    try:
+        made.up()
         yield made
+    finally:
+        made.down()
 
 
 @pytest.fixture(scope="module")
