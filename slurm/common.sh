@@ -24,9 +24,15 @@ train() {
     local run code=0
     run=$(dirname "$(dirname "$SNAPSHOT")")
     # Until a rank listens to USR1, when it has started, the signal must not kill it.
-    attend "$PYTHON" -m unimo_ds.cli supervise "$run" --max-restarts "${MAX_RESTARTS:-3}" -- \
-        srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' rank \
-        "$PYTHON" "$SNAPSHOT/code/start.py" "$SNAPSHOT/config.yaml" || code=$?
+    local on_rank=(bash -c 'trap "" USR1; exec "$@"' rank "$PYTHON")
+    # At every start: a job that was put back may have other nodes. Whoever is missing is the doctor's to name, not srun's to end.
+    if [ "${DOCTOR:-yes}" != no ]; then
+        attend srun --kill-on-bad-exit=0 "${on_rank[@]}" -m unimo_ds.doctor "$SNAPSHOT/config.yaml" || code=$?
+    fi
+    if [ "$code" = 0 ]; then
+        attend "$PYTHON" -m unimo_ds.cli supervise "$run" --max-restarts "${MAX_RESTARTS:-3}" -- \
+            srun --kill-on-bad-exit=1 "${on_rank[@]}" "$SNAPSHOT/code/start.py" "$SNAPSHOT/config.yaml" || code=$?
+    fi
     [ -z "$reminder" ] || kill "$reminder" 2>/dev/null || true
     requeue_if_wanted "$run"
     exit "$code"

@@ -113,7 +113,8 @@ class Cluster:
             _end(int(file.read_text()))
 
     def _environment(self) -> dict[str, str]:
-        return {**environment(), "SLURM_CONF": str(self._conf), "PYTHON": sys.executable}
+        # Without the doctor where a test does not ask for it: it takes seconds of every start.
+        return {**environment(), "SLURM_CONF": str(self._conf), "PYTHON": sys.executable, "DOCTOR": "no"}
 
     def command(self, *words: str, folder: Path = ROOT) -> str:
         """The output of a Slurm command; started in the repository, as users do, or in another folder.
