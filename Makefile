@@ -26,14 +26,16 @@ test: $(VENV)/.ready system
 test-kernels: $(VENV)/.ready
 	$(BIN)/unimo-ds kernels --compile --processes 2
 
-# A real Slurm of two nodes on this machine: brought up, used, and taken down by the tests.
+# A real Slurm of two nodes on this machine, and two hosts in network namespaces: made, used, and taken down by the tests.
 test-cluster: $(VENV)/.ready slurm
 	$(BIN)/python -m pytest -q -m cluster
 
+SLURM := slurm-wlm munge iproute2 openssh-server pdsh
 slurm:
-	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
-	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install slurm-wlm munge"; exit 1; }; \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install slurm-wlm munge >/dev/null; }
+	@export PATH=$$PATH:/usr/sbin; for program in slurmctld munged ip sshd pdsh; do \
+	  command -v $$program >/dev/null || missing=$$program; done; test -z "$$missing" || { \
+	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install $(SLURM)"; exit 1; }; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $(SLURM) >/dev/null; }
 
 check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .

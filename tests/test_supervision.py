@@ -54,6 +54,19 @@ def test_a_wrong_configuration_is_not_tried_again(tmp_path: Path, capfd: pytest.
     assert "not started again (training had not begun): exit code 1" in capfd.readouterr().out
 
 
+def test_nor_is_missing_data_that_only_one_of_the_ranks_speaks_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    failure = "after step 0, a rank has ended: rank 0 (gpu01, pid 7) ended with DataError: nowhere.json: cannot be read"
+    script = f'(folder / "ranks/failure.txt").write_text("{failure} (here: ..)"); sys.exit(143)'
+    assert tries(tmp_path, script) == (143, 1)
+    assert "not started again (training had not begun): exit code 143, after step 0" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("error", ["RuntimeError: no memory", "without error"])
+def test_what_is_not_the_users_fault_before_training_is_tried_again(tmp_path: Path, error: str) -> None:
+    script = f'(folder / "ranks/failure.txt").write_text("rank 0 ended with {error}"); '
+    assert tries(tmp_path, script + 'number == 1 and sys.exit(1); begin(); (folder / "DONE").touch()') == (0, 2)
+
+
 def test_a_launcher_that_was_killed_before_training_began_is_tried_again(tmp_path: Path) -> None:
     assert tries(tmp_path, 'number == 1 and os.kill(os.getpid(), 9); begin(); (folder / "DONE").touch()') == (0, 2)
 
@@ -68,3 +81,8 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(tmp_path: Path, way: 
     signal_parent = "import signal, time; signal.signal(15, lambda *_: sys.exit(0)); os.kill(os.getppid(), 15); time.sleep(20)"
     script = "begin(); save(); " + ('(folder / "REQUEUE").touch()' if way.endswith("run") else signal_parent)
     assert tries(tmp_path, script) == (0, 1)
+
+
+def test_a_stop_that_was_asked_for_before_is_not_one_of_now(tmp_path: Path) -> None:
+    (tmp_path / "REQUEUE").touch()
+    assert tries(tmp_path, 'number == 1 and os.kill(os.getpid(), 9); begin(); (folder / "DONE").touch()') == (0, 2)

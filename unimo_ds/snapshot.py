@@ -2,7 +2,7 @@
 
     RUN/snapshots/NAME/
         code/unimo_ds/, code/start.py   the package, and the file that the job's ranks run
-        code/doctor.py                  the file that they run before it
+        code/cli.py                     `unimo-ds` of this code: the doctor before it, supervise beside it
         code/slurm/                     what the batch file sources
         config.yaml, deepspeed.json     the configuration with its overrides, and the DeepSpeed file that it names
 
@@ -36,6 +36,13 @@ from unimo_ds.{module} import main
 if __name__ == "__main__":
     distributed.leave(main())
 '''
+_COMMANDS = '''"""`unimo-ds` of the code that this folder keeps."""
+
+from unimo_ds.cli import main
+
+if __name__ == "__main__":
+    main()
+'''
 
 
 def take_snapshot(kind: str, name: str, config: Path, overrides: Sequence[str]) -> Path:
@@ -63,8 +70,9 @@ def take_snapshot(kind: str, name: str, config: Path, overrides: Sequence[str]) 
     shutil.copytree(_PACKAGE, temporary / "code/unimo_ds", ignore=ignored)
     if (batch_files := _PACKAGE.parent / "slurm").exists():
         shutil.copytree(batch_files, temporary / "code/slurm", ignore=ignored)
-    for name, module in (("start.py", kind), ("doctor.py", "doctor")):
-        (temporary / "code" / name).write_text(_START.format(module=module), encoding="utf-8")
+    # Files to run, because `python -m` would find the package of the folder that the job runs in, not this one.
+    (temporary / "code/start.py").write_text(_START.format(module=kind), encoding="utf-8")
+    (temporary / "code/cli.py").write_text(_COMMANDS, encoding="utf-8")
     shutil.copyfile(deepspeed_file(run.training), temporary / "deepspeed.json")
     training = run.training.model_copy(update={"deepspeed": final / "deepspeed.json"})
     kept = run.model_copy(update={"training": training}).model_dump(mode="json", exclude_unset=True)

@@ -5,6 +5,7 @@ whether the run has ended, whether a checkpoint was added, whether training had 
 """
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from unimo_ds import errors
 from unimo_ds.processes import is_finished
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)  # an interrupt of the terminal reaches the launcher by itself
@@ -24,13 +26,18 @@ class _Traces:
     starts: int
     newest: str
     failure: float  # when the cause of a failure was written
+    request: float  # when the run noted that it was asked to stop
 
     @staticmethod
     def of(folder: Path) -> "_Traces":
-        receipt, latest, failure = folder / "receipt.json", folder / "checkpoints/latest", folder / "ranks/failure.txt"
+        receipt, latest = folder / "receipt.json", folder / "checkpoints/latest"
         starts = len(json.loads(receipt.read_text(encoding="utf-8"))["starts"]) if receipt.exists() else 0
         newest = latest.read_text(encoding="utf-8").strip() if latest.exists() else ""
-        return _Traces(starts, newest, failure.stat().st_mtime if failure.exists() else 0.0)
+        return _Traces(starts, newest, _written(folder / "ranks/failure.txt"), _written(folder / "REQUEUE"))
+
+
+def _written(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
@@ -53,14 +60,14 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
         code, asked = _run(command)
         if is_finished(folder) and (code == 0 or not finished):
             return 0
-        killed = code == -signal.SIGKILL  # the ranks then save and leave as if they had been asked to
-        if asked or ((folder / "REQUEUE").exists() and not killed):
-            return code
         after = _Traces.of(folder)
-        cause = f"exit code {code}"
-        if after.failure > before.failure:
-            cause += f", {(folder / 'ranks/failure.txt').read_text(encoding='utf-8').strip()}"
-        began = after.starts > before.starts or after.failure > before.failure or code < 0 or code > 128
+        # Ranks whose launcher is killed save and leave as if they had been asked to.
+        if asked or (after.request > before.request and code != -signal.SIGKILL):
+            return code
+        named = (folder / "ranks/failure.txt").read_text(encoding="utf-8").strip() if after.failure > before.failure else ""
+        cause = f"exit code {code}" + (f", {named}" if named else "")
+        killed = code < 0 or code > 128
+        began = after.starts > before.starts or ((named or killed) and not _is_of_the_user(named))
         fruitless = 0 if after.newest != before.newest else fruitless + 1
         if not began:
             reason = "training had not begun"
@@ -75,6 +82,12 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
             continue
         print(f"not started again ({reason}): {cause}", flush=True)
         return code
+
+
+def _is_of_the_user(cause: str) -> bool:
+    """Whether the rank that the others missed had ended with an error that is the user's to mend."""
+    ended = re.search(r"ended with (\w+):", cause)
+    return ended is not None and hasattr(errors, ended[1])
 
 
 def _run(command: Sequence[str]) -> tuple[int, bool]:

@@ -113,7 +113,8 @@ class Cluster:
             _end(int(file.read_text()))
 
     def _environment(self) -> dict[str, str]:
-        return {**environment(), "SLURM_CONF": str(self._conf), "PYTHON": sys.executable}
+        # Without the doctor where a test does not ask for it: it takes seconds of every start.
+        return {**environment(), "SLURM_CONF": str(self._conf), "PYTHON": sys.executable, "DOCTOR": "no"}
 
     def command(self, *words: str, folder: Path = ROOT) -> str:
         """The output of a Slurm command; started in the repository, as users do, or in another folder.
@@ -136,13 +137,13 @@ class Cluster:
         """Submits a batch file with its words; the job's number."""
         return int(self.command("sbatch", "--parsable", f"--output={output}", *words))
 
-    def job(self, number: int) -> dict[str, str]:
-        """What Slurm says of a job."""
+    def job(self, number: int | str) -> dict[str, str]:
+        """What Slurm says of a job, or of an element of an array: `7_1`."""
         return dict(
             pair.split("=", 1) for pair in self.command("scontrol", "show", "job", "-o", str(number)).split() if "=" in pair
         )
 
-    def wait(self, number: int, seconds: float) -> dict[str, str]:
+    def wait(self, number: int | str, seconds: float) -> dict[str, str]:
         """Waits for the end of a job, restarts included; what Slurm says of it."""
         deadline = time.monotonic() + seconds
         while True:
@@ -151,6 +152,10 @@ class Cluster:
                 return job
             assert time.monotonic() < deadline, f"job {number} is still {job['JobState']} after {seconds} s\n{self.logs()}"
             time.sleep(0.5)
+
+    def wait_for_array(self, number: int, elements: int, seconds: float) -> list[str]:
+        """Waits for the elements from 0 on; the state that each ended in."""
+        return [self.wait(f"{number}_{element}", seconds)["JobState"] for element in range(elements)]
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
