@@ -1,4 +1,4 @@
-"""Every file of `ds_configs/` on two ranks: goes on from a checkpoint of zero0, leaves a bad step out, has zero0's numbers."""
+"""Every file of `ds_configs/` on real ranks: goes on from a checkpoint of zero0, leaves a bad step out, has zero0's numbers."""
 
 import json
 import shutil
@@ -18,23 +18,30 @@ from unimo_ds.engine.checkpoint_folder import checkpoint_name
 pytestmark = pytest.mark.life
 STEPS, SAVED = INFINITE + 1, 4
 FILES = sorted(path.stem for path in (small_run.ROOT / "ds_configs").glob("*.json") if path.stem != "zero0")
+# On NVMe single matrices are large enough to be moved there, and do not begin at a disk's blocks. Without dropout any number of
+# ranks has the same numbers.
+MODEL = ["model.hidden_size=368", "model.layers=2", "model.dropout=0", "model.attention_dropout=0"]
 
 
 @pytest.fixture(scope="module")
 def start(many_images: Path) -> Path:
-    """A run of zero0 to the end. What DeepSpeed compiles is compiled, which takes minutes on a new machine."""
+    """A run of zero0 to the end. What DeepSpeed compiles is compiled before, which takes minutes on a new machine."""
     script = "from deepspeed.ops import op_builder; op_builder.CPUAdamBuilder().load(); op_builder.AsyncIOBuilder().load()"
     subprocess.run([sys.executable, "-c", script], env={**small_run.environment(), "DS_ACCELERATOR": "cpu"}, check=True)
-    run(many_images, "zero0")
+    run(many_images, "zero0", world=2)
     return many_images / "by_zero0"
 
 
-def run(folder: Path, file: str) -> None:
-    """Runs on two ranks. On NVMe single matrices are large enough to be moved there, and do not begin at a disk's blocks."""
-    training = {"steps": STEPS, "checkpoint_every": SAVED, "deepspeed": str(small_run.ROOT / f"ds_configs/{file}.json")}
+def run(folder: Path, file: str, world: int) -> None:
+    """Runs to the end. Of zeropp the groups of ranks that share a node are of two."""
+    content = json.loads((small_run.ROOT / f"ds_configs/{file}.json").read_text())
+    if "zero_hpz_partition_size" in content["zero_optimization"]:
+        content["zero_optimization"]["zero_hpz_partition_size"] = 2
+    deepspeed = folder / f"{file}.json"
+    deepspeed.write_text(json.dumps(content))
+    training = {"steps": STEPS, "checkpoint_every": SAVED, "deepspeed": str(deepspeed), "offload_folder": str(folder / "nvme")}
     config = small_run.write_config(folder, f"by_{file}", **training)
-    overrides = ["model.hidden_size=368", "model.layers=2", f"training.offload_folder={folder / 'nvme'}"]
-    small_run.run(config, 2, *overrides, *spoil(folder, INFINITE, np.inf))
+    small_run.run(config, world, *MODEL, *spoil(folder, INFINITE, np.inf))
 
 
 def state(run: Path) -> dict[str, Tensor]:
@@ -46,12 +53,13 @@ def state(run: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_goes_on_from_zero0_to_zero0s_numbers(start: Path, file: str) -> None:
     folder, ours = start.parent, start.with_name(f"by_{file}")
+    world = 4 if file == "zeropp" else 2
     shutil.copytree(start, ours)
     shutil.rmtree(ours / "checkpoints" / checkpoint_name(STEPS))
-    run(folder, file)
+    run(folder, file, world)
     (event,) = events(ours)
     assert (event["step"], event["event"], event["cause"]) == (INFINITE, "left out", "its loss is nan")
-    assert event["loss"] == "nan" and len(event["samples"]) == 2
+    assert event["loss"] == "nan" and len(event["samples"]) == world
     drawn = sorted((corpus, number) for rank in event["samples"] for corpus, number, _ in rank)
     assert drawn == small_run.samples(ours)[INFINITE]
     assert steps_of(ours) == [step for step in range(1, STEPS + 1) if step != INFINITE]
@@ -60,6 +68,6 @@ def test_every_file_goes_on_from_zero0_to_zero0s_numbers(start: Path, file: str)
     theirs = state(start)
     for name, tensor in state(ours).items():
         scale = float(theirs[name].abs().max())
-        np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=1e-4 * scale, err_msg=name)
-    moved = list((folder / "nvme").rglob("*.swp")) if file == "zero3_nvme" else None
-    assert moved is None or len(moved) >= 6  # of each rank: weights and two moments
+        np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=2e-4 * scale, err_msg=name)
+    if file == "zero3_nvme":
+        assert len(list((folder / "nvme").rglob("*_gradient_*"))) >= 4  # of each rank, one of each matrix that is large enough
