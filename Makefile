@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-tasks test test-kernels test-cluster check format bench clean system slurm
+.PHONY: demo demo-tasks test test-kernels test-cluster check format bench clean system slurm libaio
 
 demo: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo
@@ -17,7 +17,7 @@ demo-tasks: $(VENV)/.ready system
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 FAST := $(TWO) --dist loadscope -m "not life and not long and not cluster"
 
-test: $(VENV)/.ready system
+test: $(VENV)/.ready system libaio
 	$(FAST) --durations=5
 	$(TWO) --dist loadgroup --durations=5 -m "long and not life"
 	$(BIN)/python -m pytest -q --durations=15 -m life
@@ -36,6 +36,12 @@ slurm:
 	  command -v $$program >/dev/null || missing=$$program; done; test -z "$$missing" || { \
 	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install $(SLURM)"; exit 1; }; \
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $(SLURM) >/dev/null; }
+
+# DeepSpeed compiles its way to NVMe with it (ds_configs/zero3_nvme.json); with its Adam for the CPU, four minutes, once.
+libaio:
+	@test -e /usr/include/libaio.h || { \
+	  test "$$(id -u)" = 0 || { echo "as root, on Debian: apt-get install libaio-dev"; exit 1; }; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install libaio-dev >/dev/null; }
 
 check: $(VENV)/.ready system
 	$(BIN)/ruff format --check .

@@ -81,6 +81,14 @@ def test_the_files_cover_every_stage() -> None:
     assert stages == dict.fromkeys(("cpu", "zero3_nvme", "zero3_offload", "zeropp"), 3)
 
 
+def test_deepspeed_takes_the_quantised_parts_of_zeropp_too() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    content = deepspeed_config(section(deepspeed="ds_configs/zeropp.json"))["zero_optimization"]
+    found = DeepSpeedZeroConfig(**content, zero_quantized_weights=True, zero_quantized_gradients=True)
+    assert (found.zero_hpz_partition_size, found.zero_quantized_weights, found.zero_quantized_gradients) == (8, True, True)
+
+
 def test_nvme_wants_the_folder_of_the_run_and_no_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"zero3_nvme\.json: .*offload_optimizer.device = nvme needs training.offload_folder"):
         deepspeed_config(section(deepspeed="ds_configs/zero3_nvme.json"))

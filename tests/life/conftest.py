@@ -1,9 +1,12 @@
 """Inputs shared by the life tests of one session."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.life.by_file import run_by_file
 from tests.life.small_run import write_candidates, write_inputs
 
 
@@ -22,3 +25,16 @@ def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     write_inputs(folder, images=400)
     return folder
+
+
+@pytest.fixture(scope="session")
+def by_file(many_images: Path) -> Callable[[str], Path]:
+    """The run of a DeepSpeed file by its name, done once a session."""
+
+    @functools.cache
+    def run(file: str) -> Path:
+        if file != "zero0":
+            run("zero0")
+        return run_by_file(many_images, file)
+
+    return run

@@ -16,7 +16,7 @@ from unimo_ds import distributed, nvidia_apex
 from unimo_ds.config import OptimisationSection, TrainingSection
 from unimo_ds.engine.lean_zero3 import lighten
 from unimo_ds.engine.memory import keep_freed_memory
-from unimo_ds.engine.nvme import mend_reading
+from unimo_ds.engine.nvme import mend_reading, occupy
 from unimo_ds.engine.partitioned_state import PartitionedState
 from unimo_ds.errors import ConfigError
 
@@ -157,7 +157,9 @@ class Engine:
             module = build()
         if weights is not None:
             self._load(module, weights)
-        self._offloaded = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+        offload = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+        self._offloaded = offload != "none"
+        self._lock = occupy(training.offload_folder) if offload == "nvme" and training.offload_folder else None
         optimizer = _optimizer(groups(module), training, self._offloaded)
         self._training = training
         self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=content)[0]

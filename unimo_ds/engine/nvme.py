@@ -1,15 +1,43 @@
-"""Gradients of an optimizer on NVMe are read where a disk can put them: DeepSpeed's own way loses most of them, silently.
+"""An optimizer on NVMe: its folder has one run at a time, and gradients are read where a disk can put them.
 
 DeepSpeed 0.19 reads each gradient from its file straight to its place in the sub-group. Reading past the page cache (O_DIRECT)
 needs a place in memory that is a multiple of a disk's block, 128 numbers; where it is not, nothing is read, nothing is said,
 and Adam takes what the memory held before.
 """
 
+import fcntl
+from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
+
+from unimo_ds import distributed
+from unimo_ds.errors import ConfigError
+
+
+def occupy(folder: Path) -> IO[str]:
+    """Keeps other runs out of this rank's part of the folder, until what is returned is closed or the process ends.
+
+    Files of runs that have ended are overwritten.
+
+    Raises:
+        ConfigError: another run is there, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"rank-{distributed.rank():04}.lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"training.offload_folder = {folder}: cannot be written to ({error.strerror})") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"training.offload_folder = {folder}: another run is there ({error.strerror}); give each run a folder of its own"
+        ) from error
+    return file
 
 
 def mend_reading(optimizer: Any) -> None:
