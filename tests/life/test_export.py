@@ -1,4 +1,4 @@
-"""Runs of every ZeRO stage on two ranks, exported: the same numbers, the head tied to the words too; and the way back."""
+"""Runs of every ZeRO stage on two ranks, exported: the same numbers, with the head tied to the words, and the way back."""
 
 from collections.abc import Callable
 from pathlib import Path
