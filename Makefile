@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-tasks test test-cluster check format bench clean system slurm
+.PHONY: demo demo-tasks test test-kernels test-cluster check format bench clean system slurm
 
 demo: $(VENV)/.ready system
 	$(BIN)/unimo-ds demo
@@ -21,6 +21,10 @@ test: $(VENV)/.ready system
 	$(FAST) --durations=5
 	$(TWO) --dist loadgroup --durations=5 -m "long and not life"
 	$(BIN)/python -m pytest -q --durations=15 -m life
+
+# Every shipped kernel compiled for every architecture of the table, and compared with the kept report; needs no GPU.
+test-kernels: $(VENV)/.ready
+	$(BIN)/unimo-ds kernels --compile --processes 2
 
 # A real Slurm of two nodes on this machine: brought up, used, and taken down by the tests.
 test-cluster: $(VENV)/.ready slurm

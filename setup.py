@@ -26,6 +26,7 @@ setup(
         "numpy",
         "lmdb",
         "msgpack",
+        "packaging",
         "xxhash",
         "h5py",
         "pillow",

@@ -31,6 +31,7 @@ def test_a_snapshot_holds_what_the_run_needs(config: Path, tmp_path: Path) -> No
     for words, said in (
         (["-c", "import unimo_ds; print(unimo_ds.__file__)"], str(taken / "code/unimo_ds/__init__.py")),
         ([str(taken / "code/start.py"), "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        ([str(taken / "code/doctor.py"), "--help"], "usage: python -m unimo_ds.doctor"),
     ):
         ran = subprocess.run([sys.executable, *words], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
         assert said in ran.stdout + ran.stderr

@@ -165,6 +165,18 @@ def plan(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="the run, as YAML; without: the installation alone")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look, before a run starts, at what would stop it, on every rank. Ends with 1 if something must be mended."""
+    from unimo_ds import distributed
+    from unimo_ds.doctor import main as run
+
+    distributed.leave(run([str(config), *(overrides or [])] if config else []))
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder or a checkpoint")],
     overrides: Overrides = None,

@@ -6,6 +6,7 @@ with none of them the world has one rank. Collectives work without an initialise
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from unimo_ds.errors import ConfigError
 
@@ -46,13 +48,14 @@ def environment() -> Environment:
     return Environment(0, 1, 0, 1)
 
 
-def initialise(timeout_seconds: float) -> Environment:
+def initialise(timeout_seconds: float, store: Store | None = None) -> Environment:
     """Joins the process group (NCCL with a GPU, gloo without) and exports the variables that DeepSpeed reads.
 
     A world of one gets a group too, on a free port, so that one code path serves every size.
 
     Args:
         timeout_seconds: how long a collective may wait for a missing rank; torch's own default is half an hour.
+        store: through which the ranks have met already.
     """
     here = environment()
     os.environ.update(
@@ -63,8 +66,12 @@ def initialise(timeout_seconds: float) -> Environment:
     )
     if dist.is_initialized():
         return here
-    if here.world_size == 1 and "MASTER_PORT" not in os.environ:
-        init_method: dict[str, Any] = {"store": torch.distributed.HashStore()}  # type: ignore[attr-defined]
+    # Of newer names of collectives: DeepSpeed and we use those that all versions have.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if store is None and here.world_size == 1 and "MASTER_PORT" not in os.environ:
+        store = HashStore()
+    if store is not None:
+        init_method: dict[str, Any] = {"store": store}
     else:
         init_method = {"init_method": "env://"}
     if torch.cuda.is_available():
@@ -77,6 +84,12 @@ def initialise(timeout_seconds: float) -> Environment:
         **init_method,
     )
     return here
+
+
+def place_of(rank: int) -> str:
+    """Where a rank that has left no word should be: launchers fill one node after the other."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    return f"rank {rank} on node {rank // environment().local_world_size}{f' of {nodes}' if nodes else ''}"
 
 
 def device() -> torch.device:
@@ -97,7 +110,8 @@ def rank() -> int:
 def barrier() -> None:
     """Waits for all ranks."""
     if world_size() > 1:
-        dist.barrier()
+        # NCCL would take the current device, which is of the thread that set it.
+        dist.barrier(device_ids=[environment().local_rank] if torch.cuda.is_available() else None)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     RUN/snapshots/NAME/
         code/unimo_ds/, code/start.py   the package, and the file that the job's ranks run
+        code/doctor.py                  the file that they run before it
         code/slurm/                     what the batch file sources
         config.yaml, deepspeed.json     the configuration with its overrides, and the DeepSpeed file that it names
 
@@ -27,10 +28,10 @@ _LOADERS: dict[str, Callable[[Path, Sequence[str]], RunConfig | FinetuneConfig]]
     "pretrain": load_config,
     "finetune": load_finetune_config,
 }
-_START = '''"""Starts the run whose code and configuration this folder keeps."""
+_START = '''"""Starts unimo_ds.{module} of the code that this folder keeps."""
 
 from unimo_ds import distributed
-from unimo_ds.{kind} import main
+from unimo_ds.{module} import main
 
 if __name__ == "__main__":
     distributed.leave(main())
@@ -62,7 +63,8 @@ def take_snapshot(kind: str, name: str, config: Path, overrides: Sequence[str]) 
     shutil.copytree(_PACKAGE, temporary / "code/unimo_ds", ignore=ignored)
     if (batch_files := _PACKAGE.parent / "slurm").exists():
         shutil.copytree(batch_files, temporary / "code/slurm", ignore=ignored)
-    (temporary / "code/start.py").write_text(_START.format(kind=kind), encoding="utf-8")
+    for name, module in (("start.py", kind), ("doctor.py", "doctor")):
+        (temporary / "code" / name).write_text(_START.format(module=module), encoding="utf-8")
     shutil.copyfile(deepspeed_file(run.training), temporary / "deepspeed.json")
     training = run.training.model_copy(update={"deepspeed": final / "deepspeed.json"})
     kept = run.model_copy(update={"training": training}).model_dump(mode="json", exclude_unset=True)

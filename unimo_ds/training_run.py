@@ -14,11 +14,21 @@ from torch import Tensor
 from unimo_ds import distributed
 from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
+from unimo_ds.engine.background_check import BackgroundCheck
 from unimo_ds.engine.checkpoint import resume, save_checkpoint
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_guards, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.guards import Guards, LeftOut
-from unimo_ds.engine.run_log import LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back, was_evaluated
+from unimo_ds.engine.run_log import (
+    DAMAGED,
+    LEFT_OUT,
+    ROLLED_BACK,
+    RunLog,
+    SampleLog,
+    forget_after,
+    rolled_back,
+    was_evaluated,
+)
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import TrainingError, UnimoError
@@ -93,6 +103,7 @@ class TrainingRun(ABC):
         self._folder, self._seed, self._training, self._engine, self._log = folder, seed, training, engine, log
         self._samples = SampleLog(folder, distributed.rank(), training.log_samples)
         self._guards = Guards(training.guards, {} if checkpoint is None else read_guards(checkpoint))
+        self._check = BackgroundCheck(folder / "checkpoints", self._tell_of_damage, enabled=distributed.rank() == 0)
         self._started = time.monotonic()
         self._first_step = 0
         self._checkpoint = checkpoint  # the last; None where the disk has refused it
@@ -162,6 +173,7 @@ class TrainingRun(ABC):
                 self._watch.enter("step", step)
         finally:
             stop.restore()
+            self._check.rest()
             self._samples.close()
         if self._checkpoint is not None:
             # An exit code alone is not trusted: teardown of the process group can abort after the work is done.
@@ -242,9 +254,17 @@ class TrainingRun(ABC):
         checkpoints, keep = self._folder / "checkpoints", self._training.keep_checkpoints
         extras = self._extras(step)
         extras = replace(extras, state={**extras.state, "guards": self._guards.state})
-        self._checkpoint = save_checkpoint(self._engine, checkpoints, step, extras, keep)
+        self._check.rest()
+        self._checkpoint = save_checkpoint(self._engine, checkpoints, step, extras, keep, self._check.damaged)
+        self._check.begin(self._checkpoint)
         if self._checkpoint is not None:
             self._log.say(f"saved {self._checkpoint} in {time.monotonic() - started:.1f} s")
+
+    def _tell_of_damage(self, checkpoint: Path, damage: str) -> None:
+        keep = self._training.keep_checkpoints
+        self._log.say(f"WARNING: checkpoint damaged: {checkpoint}: {damage}; it does not count among the {keep} that are kept")
+        step = int(checkpoint.name.removeprefix("step-"))
+        self._log.write_event(step, DAMAGED, {"checkpoint": checkpoint.name, "damage": damage})
 
     def _stop(self, step: int, stop: StopRequest) -> None:
         """Saves and leaves; a file tells the batch script that the job wants to be started again."""

@@ -63,8 +63,11 @@ def test_the_rate_is_never_0_in_the_run_rises_then_falls_and_never_exceeds_its_p
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_file_is_completed_by_the_run(path: Path, precision: str) -> None:
-    found = deepspeed_config(section(deepspeed=path, precision=precision, gradient_clipping=0.7))
+    folder = "/scratch/run"
+    found = deepspeed_config(section(deepspeed=path, precision=precision, gradient_clipping=0.7, offload_folder=folder))
     plain = json.loads(path.read_text())
+    if path.stem == "zero3_nvme":
+        plain["zero_optimization"]["offload_optimizer"]["nvme_path"] = folder
     assert found["zero_optimization"] == plain["zero_optimization"]
     assert found["bf16"] == {"enabled": precision == "bf16"}
     assert found["gradient_clipping"] == 0.7
@@ -73,9 +76,19 @@ def test_every_file_is_completed_by_the_run(path: Path, precision: str) -> None:
 
 
 def test_the_files_cover_every_stage() -> None:
-    stages = {path.stem: deepspeed_config(section(deepspeed=path))["zero_optimization"]["stage"] for path in FILES}
-    assert {name: stages[name] for name in ("zero0", "zero1", "zero2", "zero3")} == {f"zero{n}": n for n in range(4)}
-    assert stages["zero3_offload"] == stages["cpu"] == 3
+    stages = {path.stem: json.loads(path.read_text())["zero_optimization"]["stage"] for path in FILES}
+    assert {name: stages.pop(name) for name in ("zero0", "zero1", "zero2", "zero3")} == {f"zero{n}": n for n in range(4)}
+    assert stages == dict.fromkeys(("cpu", "zero3_nvme", "zero3_offload", "zeropp"), 3)
+
+
+def test_nvme_wants_the_folder_of_the_run_and_no_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"zero3_nvme\.json: .*offload_optimizer.device = nvme needs training.offload_folder"):
+        deepspeed_config(section(deepspeed="ds_configs/zero3_nvme.json"))
+    path = tmp_path / "mine.json"
+    offload = {"device": "nvme", "nvme_path": "/scratch"}
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": offload}}))
+    with pytest.raises(ConfigError, match=r"mine\.json: zero_optimization.offload_param.nvme_path belongs to the run"):
+        deepspeed_config(section(deepspeed=path, offload_folder=tmp_path))
 
 
 def test_a_file_beside_the_package_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

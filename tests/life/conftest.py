@@ -14,3 +14,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_inputs(folder)
     write_candidates(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs of so many images that hardly one is seen twice."""
+    folder = tmp_path_factory.mktemp("many")
+    write_inputs(folder, images=400)
+    return folder

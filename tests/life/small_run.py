@@ -3,13 +3,13 @@
 import json
 import os
 import socket
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.life.ranks import Process, Rank
 from unimo_ds.chaos.inputs import COLOURS, a_colour, a_noun, run_content, write_run
 from unimo_ds.chaos.inputs import DETECTOR as DETECTOR
 from unimo_ds.chaos.inputs import write_inputs as write_inputs
@@ -86,34 +86,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(module: str, world: int, *words: str) -> list[subprocess.Popen[str]]:
-    """Starts the ranks of a module as a launcher would, with torchrun's variables."""
-    port = str(free_port())
-    processes = []
+def start_ranks(module: str, world: int, *words: str) -> list[Rank]:
+    """Starts the ranks of a module as a launcher would, with torchrun's variables, each in a process group of its own."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    ranks = []
     for rank in range(world):
-        variables = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", module, *words],
-                cwd=ROOT,
-                env={**environment(), **variables},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,  # a process group of its own, as a launcher or Slurm would signal it
-            )
-        )
-    return processes
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
+        ranks.append(Rank(module, words, {**environment(), **meeting, **own}, ROOT))
+    return ranks
 
 
-def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[subprocess.Popen[str]]:
+def start(config: Path, world: int, *overrides: str, module: str = "unimo_ds.pretrain") -> list[Rank]:
     """Starts the ranks of a run."""
     return start_ranks(module, world, str(config), *overrides)
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
-    """Waits for all ranks; their outputs."""
+def finish(processes: Sequence[Process], timeout: float = 240) -> list[str]:
+    """Waits for all; their outputs."""
     return [process.communicate(timeout=timeout)[0] for process in processes]
 
 

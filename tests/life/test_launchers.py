@@ -1,49 +1,31 @@
-"""The same run through every launcher: deepspeed, torchrun, plain srun variables, one process; and how it stops when asked."""
+"""The same run through every launcher: deepspeed, torchrun, srun's variables, python alone; and how it stops when asked."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.life import small_run
+from tests.life.launchers import LAUNCHERS, start_by
 from unimo_ds.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.life
-BIN = Path(sys.executable).parent
 
 
-def call(words: list[str], **variables: str) -> str:
-    done = subprocess.run(
-        words, cwd=small_run.ROOT, env={**small_run.environment(), **variables}, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def test_deepspeed_torchrun_and_srun_variables_give_one_curve(inputs: Path) -> None:
-    configs = {name: small_run.write_config(inputs, name, steps=4) for name in ("by_deepspeed", "by_torchrun", "by_srun")}
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    port = str(small_run.free_port())
-    module = ["--module", "unimo_ds.pretrain", str(configs["by_deepspeed"])]
-    call([str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port, *module], PATH=path)
-    port = str(small_run.free_port())
-    run = ["--nproc_per_node", "2", "--master_port", port, "-m", "unimo_ds.pretrain", str(configs["by_torchrun"])]
-    call([sys.executable, "-m", "torch.distributed.run", *run])
-    slurm = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(small_run.free_port())}
-    words = [sys.executable, "-m", "unimo_ds.pretrain", str(configs["by_srun"])]
-    tasks = [
-        subprocess.Popen(words, env={**small_run.environment(), **slurm, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)})
-        for n in range(2)
-    ]
-    assert [task.wait(timeout=240) for task in tasks] == [0, 0]
-    curves = [small_run.losses(inputs / name) for name in configs]
-    assert len(curves[0]) == 4
-    assert curves[0] == curves[1] == curves[2]
+def test_every_launcher_gives_one_curve(inputs: Path) -> None:
+    """Bit for bit. The first one prepares the data; the others run at the same time."""
+    configs = {launcher: str(small_run.write_config(inputs, f"by_{launcher}", steps=4)) for launcher in LAUNCHERS}
+    for together in (LAUNCHERS[:1], LAUNCHERS[1:]):
+        processes = [process for each in together for process in start_by(each, "unimo_ds.pretrain", configs[each])]
+        outputs = small_run.finish(processes)
+        assert not any(process.returncode for process in processes), "\n".join(outputs)
+    curves = {launcher: small_run.losses(inputs / f"by_{launcher}") for launcher in LAUNCHERS}
+    assert len(curves["python"]) == 4
+    for launcher, curve in curves.items():
+        assert curve == curves["python"], launcher
 
 
 def test_usr1_saves_marks_the_run_for_requeue_and_the_restart_finishes_it(inputs: Path) -> None:

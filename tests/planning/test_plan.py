@@ -54,7 +54,10 @@ def test_what_is_offloaded_is_elsewhere_and_all_there() -> None:
     away = 12 * 500 + 4 * 500 + 2 * 500  # masters and moments, gradients in float32, weights
     assert host.total == nvme.total == here.total - away
     assert (host.host, host.disk) == (away, 0)
-    assert (nvme.host, nvme.disk) == (4 * 500 + 2 * 500, 12 * 500)
+    assert nvme.disk == 12 * 500 + 4 * 500  # gradients, too
+    assert nvme.host == 2 * 500 + 4 * 500 + 16 * 500  # weights, the sums of gradients, all of a sub-group
+    parts = memory_of(SIZE, replace(moved["nvme"], sub_group=10, float32_gradients=False), 2, 2, NOTHING)
+    assert parts.host == 2 * 500 + 2 * 500 + 16 * 10
 
 
 def test_a_place_that_is_none_is_refused() -> None:

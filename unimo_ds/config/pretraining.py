@@ -244,6 +244,7 @@ class OptimisationSection(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     activation_checkpointing: bool = False
     deepspeed: Path = Path("ds_configs/zero3.json")
+    offload_folder: Path | None = None  # for a file that offloads to NVMe: of this run alone, on a fast disk of each node
     keep_checkpoints: PositiveInt = 3
     log_every: PositiveInt = 10
     log_samples: bool = False  # write the sample ids of every step to samples-rank*.jsonl

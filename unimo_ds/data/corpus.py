@@ -137,8 +137,19 @@ def prepare_corpus(section: CorpusSection, data: DataSection, tokenizer: Tokeniz
         DataError: the corpus cannot be read, or has not one usable record.
     """
     store = RegionStore(section.regions) if section.regions is not None else None
-    folder = data.prepared / f"{section.name}-{_fingerprint(section, data, tokenizer, store)}"
-    return prepare_once(folder, lambda folder: _write_corpus(folder, section, data, tokenizer, store, show))
+    return prepare_once(
+        prepared_folder(section, data, tokenizer), lambda folder: _write_corpus(folder, section, data, tokenizer, store, show)
+    )
+
+
+def prepared_folder(section: CorpusSection, data: DataSection, tokenizer: Tokenizer) -> Path:
+    """Where a corpus is, or will be, prepared: the name stands for all that decides its content.
+
+    Raises:
+        DataError: the corpus, or its regions store, cannot be read.
+    """
+    store = RegionStore(section.regions) if section.regions is not None else None
+    return data.prepared / f"{section.name}-{_fingerprint(section, data, tokenizer, store)}"
 
 
 def _fingerprint(section: CorpusSection, data: DataSection, tokenizer: Tokenizer, store: RegionStore | None) -> str:

@@ -8,7 +8,7 @@ gathered parameter by parameter).
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from unimo_ds import distributed
 from unimo_ds.engine.checkpoint_folder import (
     PREFIX,
     Extras,
-    all_checkpoints,
-    best_checkpoint,
     checkpoint_name,
     facts_of,
     fresh,
     read_guards,
     read_weights,
+    remove_old,
     sync,
     write_content,
     write_manifest,
@@ -35,7 +34,9 @@ from unimo_ds.engine.engine import MOMENTS, Engine
 from unimo_ds.progress import say
 
 
-def save_checkpoint(engine: Engine, folder: Path, step: int, extras: Extras, keep: int) -> Path | None:
+def save_checkpoint(
+    engine: Engine, folder: Path, step: int, extras: Extras, keep: int, damaged: Set[Path] = frozenset()
+) -> Path | None:
     """Saves after `step` updates; every rank must call it.
 
     Args:
@@ -44,6 +45,7 @@ def save_checkpoint(engine: Engine, folder: Path, step: int, extras: Extras, kee
         step: number of updates done.
         extras: what else the checkpoint carries.
         keep: how many checkpoints remain, this one included.
+        damaged: those of the run that do not count; rank 0's are taken.
 
     Returns:
         The checkpoint, or None where the disk refused (full, read-only): the reason is printed, what was there before is
@@ -60,7 +62,7 @@ def save_checkpoint(engine: Engine, folder: Path, step: int, extras: Extras, kee
     problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(shares) if problem]
     if distributed.rank() == 0 and not problems:
         joined = {name: facts for _, part in shares for name, facts in part.items()}
-        problem = _try(lambda: _publish(temporary, final, step, joined, keep))
+        problem = _try(lambda: _publish(temporary, final, step, joined, keep, damaged))
         problems = [f"rank 0: {problem}"] if problem else []
     problems = distributed.from_rank_0(problems)
     if problems:
@@ -106,7 +108,7 @@ def _write_share(
     return facts_of(folder, [folder / name, *(write_content(folder, weights, extras) if distributed.rank() == 0 else [])])
 
 
-def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str, Any]], keep: int) -> None:
+def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str, Any]], keep: int, damaged: Set[Path]) -> None:
     """Makes the checkpoint visible, then removes the oldest ones."""
     write_manifest(temporary, step, files)
     if final.exists():  # a resumed run saves this step again: the old one goes out of the way first
@@ -122,11 +124,7 @@ def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str,
     sync(pointer)
     os.replace(pointer, final.parent / "latest")
     sync(final.parent)
-    best = best_checkpoint(final.parent)
-    own = [path for path in all_checkpoints(final.parent) if path.name <= final.name]  # later ones were passed over: damaged
-    for old in own[keep:]:
-        if old != best:
-            shutil.rmtree(old)
+    remove_old(final, keep, damaged)
     for half in (*final.parent.glob(".saving-*"), *final.parent.glob(".old-*")):  # of starts that were killed
         shutil.rmtree(half)
 

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +112,7 @@ def facts_of(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Size and checksum of each of a checkpoint's files, which are on the disk afterwards."""
     for path in files:
         sync(path)
-    return {str(path.relative_to(folder)): _facts(path) for path in files}
+    return {str(path.relative_to(folder)): _facts(path, _read) for path in files}
 
 
 def write_manifest(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
@@ -122,12 +122,17 @@ def write_manifest(folder: Path, step: int, files: dict[str, dict[str, Any]]) ->
     sync(folder)
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(path: Path, read: Callable[[Path], Iterable[bytes]]) -> dict[str, Any]:
     digest = xxhash.xxh3_128()
+    for block in read(path):
+        digest.update(block)
+    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+
+
+def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+            yield block
 
 
 def sync(path: Path) -> None:
@@ -164,6 +169,22 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def remove_old(newest: Path, keep: int, damaged: Set[Path]) -> None:
+    """Removes the checkpoints that are older than the `keep` newest whole ones; never the best one.
+
+    Args:
+        newest: the one just saved. Later ones are of a run that this one has gone back from.
+        keep: how many remain.
+        damaged: those known to be; they do not count, and go when they would have gone anyway.
+    """
+    found = [path for path in all_checkpoints(newest.parent) if path.name <= newest.name]
+    kept = [path for path in found if path not in damaged][:keep]
+    best = best_checkpoint(newest.parent)
+    for path in found:
+        if len(kept) == keep and path.name < kept[-1].name and path != best:
+            shutil.rmtree(path)
+
+
 def find_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones are named and passed over. Every rank must call it.
 
@@ -192,8 +213,15 @@ def find_checkpoint(folder: Path) -> Path | None:
     return Path(found) if found is not None else None
 
 
-def damage_of(checkpoint: Path, moments: bool = True) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None if it is whole. `moments`: look at the optimizer's files too."""
+def damage_of(checkpoint: Path, moments: bool = True, read: Callable[[Path], Iterable[bytes]] = _read) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if it is whole.
+
+    Args:
+        checkpoint: its folder.
+        moments: look at the optimizer's files too.
+        read: gives the content of a file in blocks.
+    """
+    name = _MANIFEST
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
         for name, facts in manifest["files"].items():
@@ -204,10 +232,10 @@ def damage_of(checkpoint: Path, moments: bool = True) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != facts["bytes"]:
                 return f"{name} has {path.stat().st_size:,} bytes, {facts['bytes']:,} were written"
-            if _facts(path) != facts:
+            if _facts(path, read) != facts:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError) as error:
-        return f"{_MANIFEST} cannot be read ({error})"
+        return f"{name} cannot be read ({error})"
     return None
 
 

@@ -16,6 +16,8 @@ from unimo_ds import distributed, nvidia_apex
 from unimo_ds.config import OptimisationSection, TrainingSection
 from unimo_ds.engine.lean_zero3 import lighten
 from unimo_ds.engine.memory import keep_freed_memory
+from unimo_ds.engine.nvme import mend_reading
+from unimo_ds.engine.partitioned_state import PartitionedState
 from unimo_ds.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -64,7 +66,23 @@ def deepspeed_config(training: OptimisationSection) -> dict[str, Any]:
     for key in (*ours, "train_batch_size", "optimizer", "scheduler"):
         if key in content:
             raise ConfigError(f"{path}: {key} belongs to the run's configuration (section training), not to this file")
+    _give_folder(path, content.get("zero_optimization", {}), training.offload_folder)
     return {**content, **ours}
+
+
+def _give_folder(path: Path, section: dict[str, Any], folder: Path | None) -> None:
+    """Names the folder of what is offloaded to NVMe, in place: it belongs to the machine, not to a file that all share."""
+    for key in ("offload_optimizer", "offload_param"):
+        offload = section.get(key, {})
+        if "nvme_path" in offload:
+            raise ConfigError(f"{path}: zero_optimization.{key}.nvme_path belongs to the run: training.offload_folder")
+        if offload.get("device") == "nvme":
+            if folder is None:
+                raise ConfigError(
+                    f"{path}: zero_optimization.{key}.device = nvme needs training.offload_folder: a folder of this run alone, "
+                    "on a fast disk of each node"
+                )
+            offload["nvme_path"] = str(folder)
 
 
 def check_settings(training: OptimisationSection) -> None:
@@ -129,7 +147,8 @@ class Engine:
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         check_settings(training)
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
+        deepspeed.init_distributed(dist_init_required=False)
         if not torch.cuda.is_available():
             keep_freed_memory()
         content = deepspeed_config(training)
@@ -138,10 +157,14 @@ class Engine:
             module = build()
         if weights is not None:
             self._load(module, weights)
-        optimizer = _optimizer(groups(module), training, content)
+        self._offloaded = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+        optimizer = _optimizer(groups(module), training, self._offloaded)
         self._training = training
         self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=content)[0]
-        if self.stage == 3 and not self._engine.optimizer.offload_optimizer:
+        self._partitioned = PartitionedState(self._engine.optimizer) if self.stage == 3 else None
+        if self.stage == 3 and self._offloaded:
+            mend_reading(self._engine.optimizer)
+        elif self.stage == 3:
             lighten(self._engine.optimizer)
         self._refused = False
         if self.stage > 0:
@@ -174,7 +197,7 @@ class Engine:
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.stage != 3:
             return nullcontext()
-        import deepspeed  # set up when the engine was made (`_import_deepspeed`)
+        import deepspeed  # set up when the engine was made (`import_deepspeed`)
 
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
         return gathered
@@ -264,6 +287,8 @@ class Engine:
             state = {"weight": self._read(parameter, None)}
             state.update({moment: self._read(parameter, moment) for moment in MOMENTS})
             yield name, {key: value.detach().float().cpu() for key, value in state.items()}
+        if self._partitioned is not None:
+            self._partitioned.let_go()
 
     def load_full_state(self, step: int, state_of: Callable[[str], dict[str, Tensor]]) -> None:
         """Sets master weights and moments from full tensors, and Adam's step count. All ranks must call it.
@@ -281,6 +306,8 @@ class Engine:
             self._write(parameter, state["weight"], None)
             for moment in MOMENTS:
                 self._write(parameter, state[moment], moment)
+        if self._partitioned is not None:
+            self._partitioned.let_go()
         self._set_update_count(step)
 
     def _set_update_count(self, count: int) -> None:
@@ -308,11 +335,9 @@ class Engine:
         if self._whole is not None:
             master = self._whole[parameter]
             return master if moment is None else self._basic_optimizer().state[master][moment]
-        full: Tensor = (
-            parameter.get_full_hp_param(moment)
-            if self.stage < 3
-            else self._engine.optimizer.get_full_hp_param(parameter, moment)
-        )
+        if self._partitioned is not None:
+            return self._partitioned.read(parameter, moment)
+        full: Tensor = parameter.get_full_hp_param(moment)
         return full
 
     def _write(self, parameter: Any, value: Tensor, moment: str | None) -> None:
@@ -320,17 +345,10 @@ class Engine:
         if self._whole is not None:
             master = self._whole[parameter]
             (master if moment is None else self._basic_optimizer().state[master][moment]).data.copy_(value)
-        elif self.stage == 3:
-            self._engine.optimizer.set_local_hp_param(self._own_part(parameter, value), parameter, moment)
+        elif self._partitioned is not None:
+            self._partitioned.write(parameter, value, moment)
         else:
             parameter.set_full_hp_param(value, moment)
-
-    @staticmethod
-    def _own_part(parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a full tensor, padded as ZeRO-3 pads (its own setter fails where parts are padded)."""
-        size = parameter.ds_tensor.numel()
-        padded = nn.functional.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
-        return padded.narrow(0, size * distributed.rank(), size)
 
     def _flat_parameters(self) -> list[Tensor]:
         """What the optimizer updates on this rank: the parameters themselves, or ZeRO's flat float32 partitions."""
@@ -346,9 +364,12 @@ class Engine:
         DeepSpeed links them after the update of the first group, when those of the second do not exist yet.
         """
         state = self._basic_optimizer().state
-        for flat in self._flat_parameters():
+        for group, flat in enumerate(self._flat_parameters()):
             if "exp_avg" not in state[flat]:
-                state[flat]["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+                if self._partitioned is not None:
+                    self._partitioned.bring(group, change=True)
+                count = torch.zeros((), dtype=torch.float32, device=flat.device)
+                state[flat]["step"] = 0 if self._offloaded else count
                 state[flat].update({moment: torch.zeros_like(flat) for moment in MOMENTS})
         link = getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
@@ -362,24 +383,19 @@ def _norm(module: nn.Module) -> Tensor:
     return norm
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, without the C++ shared-memory op that it would compile at start on a CPU.
 
     That op serves inference only; training goes through gloo. Without it no compiler is needed.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import logging
-    import warnings
 
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's older names of collectives
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
 
@@ -388,7 +404,7 @@ def _partitioned_init(deepspeed: Any, content: dict[str, Any]) -> AbstractContex
     return partitioned
 
 
-def _optimizer(groups: list[dict[str, object]], training: TrainingSection, content: dict[str, Any]) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, object]], training: TrainingSection, offloaded: bool) -> torch.optim.Optimizer:
     """torch's fused AdamW, DeepSpeed's CPUAdam where the optimizer is offloaded, or apex's LAMB."""
     # The rate is set before every update; until then 0, so that no wrapper changes weights at start.
     settings: dict[str, Any] = {"lr": 0.0, "betas": training.betas, "eps": training.epsilon}
@@ -396,10 +412,9 @@ def _optimizer(groups: list[dict[str, object]], training: TrainingSection, conte
         # Gradients are clipped by the engine (training.gradient_clipping); apex would clip at 1.0 once more.
         lamb: torch.optim.Optimizer = nvidia_apex.fused_lamb()(groups, max_grad_norm=float("inf"), **settings)
         return lamb
-    offload = content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    if offload != "none":
+    if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-        return offloaded
+        on_host: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return on_host
     return torch.optim.AdamW(groups, fused=True, **settings)

@@ -3,7 +3,8 @@
 config.yaml         the resolved configuration, a valid input of the command that made it
 receipt.json        command, git state, packages, data manifests, one entry a start
 metrics.jsonl       one object a line: a logged step, or an evaluation
-events.jsonl        one object a line: a step that was left out, or a roll back, with the sample ids of each rank
+events.jsonl        one object a line: a step that was left out, or a roll back, with the sample ids of each rank; damage of a
+                    checkpoint
 tensorboard/        the same numbers as events
 samples-rank*.jsonl (training.log_samples) the sample ids of every step
 lock                see `unimo_ds.engine.run_lock`
@@ -17,6 +18,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,18 +31,19 @@ from unimo_ds.errors import UnimoError
 from unimo_ds.files import replace_text
 from unimo_ds.progress import say
 
-LEFT_OUT, ROLLED_BACK = "left out", "rolled back"  # kinds of events
+LEFT_OUT, ROLLED_BACK, DAMAGED = "left out", "rolled back", "checkpoint damaged"  # kinds of events
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "triton", "apex")
 _MOST_WAITING = 1 << 24  # bytes of a log that wait for a full disk
 
 
 class _Lines:
-    """JSON objects, one a line, added to a file. What a full disk refuses waits, and is written before the next line."""
+    """JSON objects, one a line, added to a file by any thread. What a full disk refuses waits, and is written first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: FileIO | None = None
         self._waiting = b""
+        self._turn = threading.Lock()
 
     def add(self, content: dict[str, Any]) -> None:
         """Adds a line, which other processes see when this returns.
@@ -48,9 +51,10 @@ class _Lines:
         Raises:
             OSError: it waits, or, where too much waits already, is lost.
         """
-        if len(self._waiting) < _MOST_WAITING:
-            self._waiting += json.dumps(content).encode() + b"\n"
-        self.write()
+        with self._turn:
+            if len(self._waiting) < _MOST_WAITING:
+                self._waiting += json.dumps(content).encode() + b"\n"
+            self.write()
 
     def write(self) -> None:
         """Writes what waits.
@@ -126,8 +130,8 @@ class RunLog:
                 "world_size": world_size,
                 "host": platform.node(),
                 "python": platform.python_version(),
-                "packages": {name: _version(name) for name in _PACKAGES},
-                "git": _git_state(),
+                "packages": package_versions(),
+                "git": git_state(),
                 "data": data,
             }
         )
@@ -267,6 +271,11 @@ def rolled_back(folder: Path) -> set[int]:
     return {step for steps in undone for step in steps}
 
 
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that decide a run's numbers; None: not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -274,7 +283,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, str] | None:
+def git_state() -> dict[str, str] | None:
     """Commit and changed files of the repository this code stands in, or None outside of one."""
     here = Path(__file__).parent
     try:

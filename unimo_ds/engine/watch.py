@@ -172,7 +172,7 @@ class Watch:
         within = f"within {waited:.0f} s (training.timeouts.{phase} = {getattr(self._timeouts, phase)})"
         if phase == "start_up":
             if silent:
-                missing = self._listed(silent, self._place)
+                missing = self._listed(silent, distributed.place_of)
                 return f"{len(silent)} of {self._here.world_size} ranks did not join {within}: {missing}"
             meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             return f"all {self._here.world_size} ranks run, but did not meet at {meeting} {within}: check address and firewall"
@@ -201,17 +201,11 @@ class Watch:
 
     def _described(self, rank: int, stand: Any) -> str:
         if stand is None:
-            return self._place(rank)
+            return distributed.place_of(rank)
         at = f"rank {rank} ({stand['host']}, pid {stand['pid']})"
         if stand["ended"]:
             return f"{at} {stand['ended']}"
         return f"{at}, last seen in {stand['phase']} after step {stand['step']}, at {stand['where']}"
-
-    def _place(self, rank: int) -> str:
-        """Where a rank that has left no word should be."""
-        node = rank // self._here.local_world_size
-        nodes = os.environ.get("SLURM_JOB_NODELIST")
-        return f"rank {rank} on node {node}{f' of {nodes}' if nodes else ''}"
 
     @staticmethod
     def _listed(ranks: Sequence[int], words: Callable[[int], str]) -> str:

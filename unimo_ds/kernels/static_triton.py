@@ -46,6 +46,14 @@ def compile_shipped(architectures: list[int], processes: int) -> Report:
     return Report(triton.__version__, kernels)
 
 
+def compile_one() -> str:
+    """Compiles one kernel, to see whether compiler and assembler work on this machine; its name."""
+    architecture = 80
+    name, noted = next(shipped(architecture))
+    compile_noted(noted, architecture)
+    return f"sm_{architecture} {name}"
+
+
 def _compile_number(architecture: int, number: int) -> Compiled:
     noted = list(shipped(architecture))[number][1]
     return compile_noted(noted, architecture)

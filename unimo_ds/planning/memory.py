@@ -37,6 +37,7 @@ class Zero:
         reuse: ZeRO-3 keeps gathered weights that are used again within so many elements.
         float32_gradients: whether gradients are summed in float32.
         optimizer_at, weights_at: where they live: `none` (on the GPU), `cpu` or `nvme`.
+        sub_group: elements of the optimizer that are read from NVMe at once.
     """
 
     stage: int
@@ -46,6 +47,7 @@ class Zero:
     float32_gradients: bool = False
     optimizer_at: str = "none"
     weights_at: str = "none"
+    sub_group: int = 1_000_000_000
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "Zero":
@@ -68,6 +70,7 @@ class Zero:
             float32_gradients=content.get("data_types", {}).get("grad_accum_dtype") == "fp32",
             optimizer_at=places["offload_optimizer"],
             weights_at=places["offload_param"],
+            sub_group=int(section.get("sub_group_size", cls.sub_group)),
         )
 
     def kept(self, parameters: int) -> int:
@@ -165,7 +168,11 @@ def _always(size: Size, zero: Zero, ranks: int, itemsize: int) -> tuple[dict[str
         weights = 0.0
     if zero.optimizer_at in elsewhere:
         elsewhere[zero.optimizer_at] += sum(states.values())
-        elsewhere["cpu"] += 4 * shared  # gradients wait for the update in float32
+        elsewhere[zero.optimizer_at] += 4 * shared  # gradients wait for the update in float32
+        if (
+            zero.optimizer_at == "nvme"
+        ):  # they are summed in host memory; of a sub-group weights, moments and gradients are read
+            elsewhere["cpu"] += (4 if zero.float32_gradients else itemsize) * shared + 4 * 4 * min(zero.sub_group, shared)
         states, gradients = dict.fromkeys(states, 0.0), 0.0
     buckets = float(itemsize * zero.bucket) if zero.stage == 3 else 0.0
     return {"weights": weights, **states, "gradients": gradients, "buckets": buckets}, elsewhere["cpu"], elsewhere["nvme"]

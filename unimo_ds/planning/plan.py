@@ -138,6 +138,11 @@ def model_size(model: ModelSection, objectives: ObjectivesSection) -> Size:
     return Size(sum(p.numel() for p in module.parameters()), model.vocabulary_size * model.hidden_size)
 
 
+def checkpoint_bytes(parameters: int) -> tuple[int, int]:
+    """Weights and moments of one checkpoint, in float32 whatever the run computes in."""
+    return 4 * parameters, 8 * parameters
+
+
 def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
     """Plans a run.
 
@@ -152,14 +157,13 @@ def make_plan(config: RunConfig, cluster: Cluster) -> Plan:
         return plan_case(config, size, work, zero, recomputed, cluster)
 
     def ours(name: str) -> Zero:
-        file = Path(f"ds_configs/{name}.json")
-        return Zero.read(deepspeed_config(config.training.model_copy(update={"deepspeed": file})))
+        choice = {"deepspeed": Path(f"ds_configs/{name}.json"), "offload_folder": Path("nowhere")}  # a plan writes nothing
+        return Zero.read(deepspeed_config(config.training.model_copy(update=choice)))
 
-    offloaded = ours("zero3_offload")
     placed = {f"ZeRO {stage}": ours(f"zero{stage}") for stage in range(4)}
     if zero.optimizer_at == zero.weights_at == "none":
         placed[f"ZeRO {zero.stage}"] = zero  # the run's own file in place of ours
-    placed |= {"ZeRO 3, offload to host": offloaded, "ZeRO 3, offload to NVMe": replace(offloaded, optimizer_at="nvme")}
+    placed |= {"ZeRO 3, offload to host": ours("zero3_offload"), "ZeRO 3, offload to NVMe": ours("zero3_nvme")}
     choices = {
         f"{name}{', recomputed' if again else ''}": case(choice, again, cluster)
         for again in (False, True)
@@ -195,7 +199,7 @@ def plan_case(config: RunConfig, size: Size, work: Work, zero: Zero, recomputed:
 
 
 def _disk(config: RunConfig, size: Size, lengths: dict[str, Lengths]) -> Disk:
-    weights, moments = 4 * size.parameters, 8 * size.parameters
+    weights, moments = checkpoint_bytes(size.parameters)
     region = 2 * config.model.feature_width + 4 * 4 + 2 * 2 * KEPT_CLASSES + 2 * 2  # as `unimo_ds.regions` types them
     features = {name: found.images * found.regions * region for name, found in lengths.items() if found.images}
     return Disk(weights, moments, (weights + moments) * config.training.keep_checkpoints, features)
