@@ -19,16 +19,7 @@ from unimo_ds.engine.checkpoint import resume, save_checkpoint
 from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_guards, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.guards import Guards, LeftOut
-from unimo_ds.engine.run_log import (
-    DAMAGED,
-    LEFT_OUT,
-    ROLLED_BACK,
-    RunLog,
-    SampleLog,
-    forget_after,
-    rolled_back,
-    was_evaluated,
-)
+from unimo_ds.engine.run_log import DAMAGED, LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back, was_evaluated
 from unimo_ds.engine.signals import StopRequest
 from unimo_ds.engine.watch import Watch
 from unimo_ds.errors import TrainingError, UnimoError

@@ -25,3 +25,16 @@ def start_by(launcher: str, module: str, *words: str) -> list[subprocess.Popen[s
         )
         for command, variables in commands(launcher, 2, module, *words)
     ]
+
+
+def call(words: list[str], **variables: str) -> str:
+    """Runs a command to its end; what it printed.
+
+    Raises:
+        AssertionError: it failed, with that.
+    """
+    done = subprocess.run(
+        words, cwd=small_run.ROOT, env={**small_run.environment(), **variables}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -37,13 +37,13 @@ _MOST_WAITING = 1 << 24  # bytes of a log that wait for a full disk
 
 
 class _Lines:
-    """JSON objects, one a line, added to a file by any thread. What a full disk refuses waits, and is written first."""
+    """JSON objects, one a line, added to a file. What a full disk refuses waits, and is written before the next line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: FileIO | None = None
         self._waiting = b""
-        self._turn = threading.Lock()
+        self._alone = threading.Lock()  # events come from the check of checkpoints too
 
     def add(self, content: dict[str, Any]) -> None:
         """Adds a line, which other processes see when this returns.
@@ -51,7 +51,7 @@ class _Lines:
         Raises:
             OSError: it waits, or, where too much waits already, is lost.
         """
-        with self._turn:
+        with self._alone:
             if len(self._waiting) < _MOST_WAITING:
                 self._waiting += json.dumps(content).encode() + b"\n"
             self.write()
