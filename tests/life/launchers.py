@@ -1,33 +1,14 @@
 """What a user types to start two ranks: by `deepspeed`, `torchrun`, `srun`, or python alone."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.life import small_run
+from unimo_ds.chaos.lives import commands
 
 LAUNCHERS = ("deepspeed", "torchrun", "srun", "python")
 BIN = Path(sys.executable).parent
-
-
-def commands(launcher: str, module: str, *words: str) -> list[tuple[list[str], dict[str, str]]]:
-    """The processes that two ranks of a module are started by, each with its variables; of `srun` there are the variables."""
-    port = str(small_run.free_port())
-    worker = [module, *words]
-    if launcher == "deepspeed":
-        started = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port, "--module", *worker]
-        return [(started, {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})]
-    if launcher == "torchrun":
-        run = ["--nproc_per_node", "2", "--master_port", port, "-m", *worker]
-        return [([sys.executable, "-m", "torch.distributed.run", *run], {})]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    if launcher == "srun":
-        job = {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_LOCALID": "0"}
-        ranks = [{**meeting, **job, "SLURM_PROCID": str(rank)} for rank in range(2)]
-    else:
-        ranks = [{**meeting, "WORLD_SIZE": "2", "RANK": str(rank)} for rank in range(2)]
-    return [([sys.executable, "-m", *worker], variables) for variables in ranks]
 
 
 def start_by(launcher: str, module: str, *words: str) -> list[subprocess.Popen[str]]:
@@ -42,5 +23,18 @@ def start_by(launcher: str, module: str, *words: str) -> list[subprocess.Popen[s
             text=True,
             start_new_session=True,
         )
-        for command, variables in commands(launcher, module, *words)
+        for command, variables in commands(launcher, 2, module, *words)
     ]
+
+
+def call(words: list[str], **variables: str) -> str:
+    """Runs a command to its end; what it printed.
+
+    Raises:
+        AssertionError: it failed, with that.
+    """
+    done = subprocess.run(
+        words, cwd=small_run.ROOT, env={**small_run.environment(), **variables}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tests.life.ranks import Process, Rank
 from unimo_ds.chaos.inputs import COLOURS, a_colour, a_noun, run_content, write_run
 from unimo_ds.chaos.inputs import DETECTOR as DETECTOR
 from unimo_ds.chaos.inputs import write_inputs as write_inputs
+from unimo_ds.chaos.lives import free_port as free_port
 from unimo_ds.neighbours import write_neighbours
 from unimo_ds.rewrites import Rewrite, RewrittenCaption, dump_caption, pair_digest
 
@@ -78,12 +78,6 @@ def environment() -> dict[str, str]:
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in dropped and not key.startswith("SLURM_")}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_ranks(module: str, world: int, *words: str) -> list[Rank]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.life import small_run
-from tests.life.test_launchers import BIN, call
+from tests.life.launchers import BIN, call
 from tests.vision.conftest import save_picture
 from unimo_ds.data.store import RegionStore, shard_of
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.life import small_run
-from tests.life.launchers import BIN, commands
+from tests.life.launchers import BIN
+from unimo_ds.chaos.lives import commands
 
 pytestmark = pytest.mark.life
 STEPS, EVERY = 24, 6
@@ -22,7 +23,7 @@ def test_a_killed_rank_is_a_restart_that_changes_no_bit(inputs: Path) -> None:
     )
     small_run.run(whole, 2)
     folder = inputs / "supervised"
-    ((launcher, variables),) = commands("torchrun", "unimo_ds.pretrain", str(supervised))
+    ((launcher, variables),) = commands("torchrun", 2, "unimo_ds.pretrain", str(supervised))
     words = [str(BIN / "unimo-ds"), "supervise", str(folder), "--max-restarts", "2", "--", *launcher]
     environment = {**small_run.environment(), **variables}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

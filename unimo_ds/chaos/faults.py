@@ -127,7 +127,7 @@ class Striker:
         victim = self._rng.choice(sorted(ranks))
         life.kill([ranks[victim]])
         alone = len(ranks) == 1 and life.setting.launcher in ("python", "srun") and not life.setting.supervised
-        expected = None if alone else _names(ranks[victim])
+        expected = None if alone else _names(victim, ranks[victim])
         return Strike(f"{self._moment(before)}, rank {victim}", last_step(self._run), expected=expected)
 
     def _half_saved(self) -> set[tuple[str, int]]:
@@ -167,7 +167,7 @@ class Striker:
             if not again.wait(OUTLIVED):
                 strike.problems.append(f"ranks outlive one that was killed while loading by {OUTLIVED:.0f} s")
                 again.kill()
-            strike.said = find_line(again.output(), _names(ranks[victim])) or ""
+            strike.said = find_line(again.output(), _names(victim, ranks[victim])) or ""
             if not strike.said:
                 strike.problems.append(f"nobody says that rank {victim} was killed: {last_line(again)}")
             return strike
@@ -286,9 +286,9 @@ def last_line(life: Life) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def _names(pid: int) -> str:
+def _names(rank: int, pid: int) -> str:
     """A pattern of the lines that name a killed rank: the ranks' own, torchrun's, deepspeed's, the supervisor's."""
-    return rf"^error: .*pid {pid}\)|exitcode *: -9 \(pid: {pid}\)|return code = -9|exit code -9"
+    return rf"^error: .*\brank {rank} (\(|on node)|exitcode *: -9 \(pid: {pid}\)|return code = -9|exit code -9"
 
 
 def _await_line(life: Life, offset: int, pattern: str) -> str:

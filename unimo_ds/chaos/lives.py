@@ -19,6 +19,46 @@ _MARK = "UNIMO_DS_CHAOS_LIFE"
 _DROPPED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of a launcher that the campaign runs under
 
 
+def commands(launcher: str, world: int, module: str, *words: str) -> list[tuple[list[str], dict[str, str]]]:
+    """What a user types to start `world` ranks of a module: the processes, each with its variables.
+
+    Args:
+        launcher: `torchrun`, `deepspeed`; `srun`, of which there are the variables, each rank on a node of its own; `python`
+            alone, which several ranks must be told their places.
+        world: number of ranks.
+        module, words: what they run.
+    """
+    port, worker = str(free_port()), [module, *words]
+    if launcher == "deepspeed":
+        places = Path(sys.executable).parent
+        started = [str(places / "deepspeed"), "--num_gpus", str(world), "--master_port", port, "--module", *worker]
+        return [(started, {"PATH": f"{places}{os.pathsep}{os.environ['PATH']}"})]
+    if launcher == "torchrun":
+        run = ["--nproc_per_node", str(world), "--master_port", port, "-m", *worker]
+        return [([sys.executable, "-m", "torch.distributed.run", *run], {})]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if launcher == "srun":
+        job = {
+            "SLURM_NTASKS": str(world),
+            "SLURM_NNODES": str(world),
+            "SLURM_JOB_NODELIST": f"node[1-{world}]",
+            "SLURM_LOCALID": "0",
+        }
+        ranks = [{**meeting, **job, "SLURM_PROCID": str(rank)} for rank in range(world)]
+    elif world > 1:
+        ranks = [{**meeting, "WORLD_SIZE": str(world), "RANK": str(rank)} for rank in range(world)]
+    else:
+        ranks = [{}]
+    return [([sys.executable, "-m", *worker], variables) for variables in ranks]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a run is started.
@@ -66,36 +106,22 @@ class Life:
         """The processes that a user, or srun, would start, each with its variables."""
         setting = self.setting
         stage = f"training.deepspeed={ROOT / f'ds_configs/zero{setting.stage}.json'}"
-        words = [MODULE, str(config), stage, f"data.workers={setting.workers}"]
-        world, port = str(setting.world), str(_free_port())
-        if setting.launcher == "srun":
-            job = {"SLURM_NTASKS": world, "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            ranks = [{**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(setting.world)]
-            return [([sys.executable, "-m", *words], variables) for variables in ranks]
-        launcher = {
-            "python": [sys.executable, "-m"],
-            "torchrun": [
-                *(sys.executable, "-m", "torch.distributed.run"),
-                *("--nproc_per_node", world, "--master_port", port, "-m"),
-            ],
-            "deepspeed": [
-                *(sys.executable, str(Path(sys.executable).with_name("deepspeed"))),
-                *("--num_gpus", world, "--master_port", port, "--module"),
-            ],
-        }[setting.launcher]
+        words = (MODULE, str(config), stage, f"data.workers={setting.workers}")
         supervisor = [sys.executable, "-m", "unimo_ds.cli", "supervise", str(run), "--max-restarts", "1", "--"]
-        return [([*(supervisor if setting.supervised else []), *launcher, *words], {})]
+        return [
+            ([*(supervisor if setting.supervised else []), *started], variables)
+            for started, variables in commands(setting.launcher, setting.world, *words)
+        ]
 
     def _start(self, words: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
         kept = {key: value for key, value in os.environ.items() if key not in _DROPPED and not key.startswith("SLURM_")}
         name, value = self._mark.split("=")
-        places = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 words,
                 cwd=ROOT,
-                env={**kept, **places, **quiet, **variables, name: value},
+                env={**kept, **ours, **variables, name: value},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -185,9 +211,3 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
     except OSError:
         return 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

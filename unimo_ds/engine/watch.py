@@ -67,6 +67,7 @@ class Watch:
             self._folder.mkdir(parents=True, exist_ok=True)
             for name in ("failure.txt", f"{self._name}.json", f"{self._name}.stacks", f"{self._name}.traceback"):
                 (self._folder / name).unlink(missing_ok=True)
+            self._write()  # host and process are known from now on, however soon it ends
             threading.Thread(target=self._run, daemon=True).start()
         return self
 
