@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.cluster.slurm import Cluster
+from tests.life.launchers import call
 from tests.life.test_extraction_kill import inputs as pictures  # noqa: F401  (a fixture)
 from tests.life.test_extraction_kill import records
-from tests.life.test_launchers import call
 from unimo_ds.data.store import decode_regions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

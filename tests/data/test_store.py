@@ -330,7 +330,7 @@ RECORDS = st.tuples(st.integers(0, 12), st.integers(1, 40), st.integers(0, 6), s
 def test_a_record_of_any_shape_comes_back_exactly(shape: tuple[int, int, int, int]) -> None:
     """Odd numbers of regions, features and classes, where parts must be padded to eight bytes."""
     count, width, kept, seed = shape
-    regions = random_regions(np.random.default_rng(seed), count, width, kept)
+    regions = random_regions(np.random.default_rng(seed), count, width, kept=kept)
     value = encode_regions(regions)
     found = decode_regions(value)
     assert_same(found, regions)
