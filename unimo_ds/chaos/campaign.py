@@ -228,7 +228,10 @@ class Campaign:
             self._ended(life)
             starts = len(self._receipts())
             life = self._start(following)
-            self._await_training(life, starts)
+            try:
+                self._await_training(life, starts)
+            except UnexpectedError as again:
+                raise UnimoError(f"fault {row.number}, {row.kind}: {error}; and then: {again}") from error
         row.after = str(life.setting)
         return life
 

@@ -53,9 +53,9 @@ class SmallDisk:
         self._ballast = folder / "ballast"
 
     def fill(self, left: int) -> None:
-        """Takes all but about `left` bytes of what is free."""
+        """Takes all but about `left` bytes of what is free; called again, of what has become free since."""
         keep = -(-left // _BLOCK)
-        with self._ballast.open("wb", buffering=0) as file:
+        with self._ballast.open("ab", buffering=0) as file:
             found = os.statvfs(self.folder)
             for _ in range(found.f_bavail * found.f_frsize // _BLOCK - keep):
                 try:

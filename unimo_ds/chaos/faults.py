@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from unimo_ds.chaos.disk import SmallDisk
@@ -222,9 +223,10 @@ class Striker:
         assert self._disk is not None
         offset, step = life.log.stat().st_size, last_step(self._run)
         before = whole_checkpoints(self._run)
-        self._disk.fill(left=self._rng.choice([0, 0, self._rng.randrange(1 << 20)]))
+        left = self._rng.choice([0, 0, self._rng.randrange(1 << 20)])
         strike = Strike("over a save", step, ended=False)
-        strike.said = _await_line(life, offset, r"CHECKPOINT NOT SAVED at step")
+        # Again and again: a save that was going on removes the oldest checkpoint, and makes room for the next.
+        strike.said = _await_line(life, offset, r"CHECKPOINT NOT SAVED at step", partial(self._disk.fill, left))
         _await_line(life, offset + life.output(offset).encode().index(strike.said.encode()), r"\] step \d+/")
         strike.problems += [f"{path.name} was damaged by the full disk" for path in before[:1] if damage_of(path) is not None]
         offset, freed = life.log.stat().st_size, time.monotonic()
@@ -291,9 +293,10 @@ def _names(rank: int, pid: int) -> str:
     return rf"^error: .*\brank {rank} (\(|on node)|exitcode *: -9 \(pid: {pid}\)|return code = -9|exit code -9"
 
 
-def _await_line(life: Life, offset: int, pattern: str) -> str:
+def _await_line(life: Life, offset: int, pattern: str, meanwhile: Callable[[], None] = lambda: None) -> str:
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and life.processes():
+        meanwhile()
         if (found := find_line(life.output(offset), pattern)) is not None:
             return found
         time.sleep(0.05)
