@@ -115,9 +115,8 @@ class Meeting:
     def leave(self, ranks: Collection[int], seconds: float) -> None:
         """Ends the meeting; rank 0, whose process holds the store, waits until `ranks` have left."""
         self.post("left", True)
-        self._store.check(
-            ["code"]
-        )  # whoever ends right after a word to the store may take it along; an answer says it is there
+        # Whoever ends right after a word to the store may take it along; an answer to a question says that it is there.
+        self._store.check(["code"])
         if self._here.rank == 0:
             self.gather("left", ranks, time.monotonic() + seconds)
 

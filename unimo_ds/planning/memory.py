@@ -169,9 +169,8 @@ def _always(size: Size, zero: Zero, ranks: int, itemsize: int) -> tuple[dict[str
     if zero.optimizer_at in elsewhere:
         elsewhere[zero.optimizer_at] += sum(states.values())
         elsewhere[zero.optimizer_at] += 4 * shared  # gradients wait for the update in float32
-        if (
-            zero.optimizer_at == "nvme"
-        ):  # they are summed in host memory; of a sub-group weights, moments and gradients are read
+        if zero.optimizer_at == "nvme":
+            # They are summed in host memory; of a sub-group weights, moments and gradients are read.
             elsewhere["cpu"] += (4 if zero.float32_gradients else itemsize) * shared + 4 * 4 * min(zero.sub_group, shared)
         states, gradients = dict.fromkeys(states, 0.0), 0.0
     buckets = float(itemsize * zero.bucket) if zero.stage == 3 else 0.0
