@@ -1,8 +1,11 @@
-"""What starts that were killed leave among the checkpoints."""
+"""What lies among the checkpoints and is none: what starts that were killed leave, and what other ranks have begun."""
 
 from pathlib import Path
 
+import torch
+
 from unimo_ds.engine.checkpoint import _publish
+from unimo_ds.engine.checkpoint_folder import Extras, facts_of, write_content
 
 
 def test_half_saves_are_removed_and_what_was_passed_over_takes_no_place(tmp_path: Path) -> None:
@@ -18,3 +21,17 @@ def test_half_saves_are_removed_and_what_was_passed_over_takes_no_place(tmp_path
         "step-00000020",
     ]
     assert (tmp_path / "latest").read_text() == "step-00000018"
+
+
+def test_what_other_ranks_have_begun_to_write_is_not_ours(tmp_path: Path) -> None:
+    """safetensors begins a file under another name, which is gone a moment later."""
+    tokenizer, folder = tmp_path / "words", tmp_path / "saving"
+    for path in (tokenizer, folder):
+        path.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (tokenizer / name).write_text("{}")
+    (folder / ".tmpFPxFES").touch()
+    written = write_content(folder, {"weight": torch.zeros(2)}, Extras("seed: 1", {"step": 3}, tokenizer))
+    (folder / ".tmpFPxFES").rename(folder / "optimizer-00002-of-00002.safetensors")
+    facts = facts_of(folder, written)
+    assert sorted(facts) == ["config.yaml", "model.safetensors", "state.json", "tokenizer/merges.txt", "tokenizer/vocab.json"]

@@ -98,14 +98,20 @@ def fresh(folder: Path) -> None:
 
 
 def write_content(folder: Path, weights: dict[str, Tensor], extras: Extras) -> list[Path]:
-    """Writes all of a checkpoint but moments and manifest; returns the files."""
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.yaml").write_text(extras.config_yaml, encoding="utf-8")
-    (folder / "state.json").write_text(json.dumps(extras.state, indent=1), encoding="utf-8")
+    """Writes all of a checkpoint but moments and manifest; returns the files.
+
+    They are listed as they are written, not found in the folder: other ranks write there at the same time, and safetensors
+    begins each file under another name.
+    """
+    model, config, state = (folder / name for name in ("model.safetensors", "config.yaml", "state.json"))
+    save_file(weights, model, metadata={"format": "pt"})
+    config.write_text(extras.config_yaml, encoding="utf-8")
+    state.write_text(json.dumps(extras.state, indent=1), encoding="utf-8")
     (folder / "tokenizer").mkdir()
-    for file in ("vocab.json", "merges.txt"):
-        shutil.copyfile(extras.tokenizer / file, folder / "tokenizer" / file)
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("optimizer-")]
+    words = [folder / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    for file in words:
+        shutil.copyfile(extras.tokenizer / file.name, file)
+    return [model, config, state, *words]
 
 
 def facts_of(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
