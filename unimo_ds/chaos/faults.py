@@ -19,6 +19,7 @@ from unimo_ds.errors import UnimoError
 
 _PATIENCE = 120.0  # seconds for what a healthy run does in a few
 OUTLIVED = 60.0  # seconds that ranks may outlive what was killed
+_LESS_THAN_A_CHECKPOINT = 1 << 18  # bytes
 _TAIL = 4096  # bytes of the metrics that hold the last line
 
 
@@ -131,6 +132,9 @@ class Striker:
         expected = None if alone else _names(victim, ranks[victim])
         return Strike(f"{self._moment(before)}, rank {victim}", last_step(self._run), expected=expected)
 
+    def _damaged(self) -> set[Path]:
+        return set(all_checkpoints(self._run / "checkpoints")).difference(whole_checkpoints(self._run))
+
     def _half_saved(self) -> set[tuple[str, int]]:
         """The hidden folders of saves that go on, or were killed."""
         found = set()
@@ -222,13 +226,13 @@ class Striker:
         """The disk is full over one save, at least; then there is space again."""
         assert self._disk is not None
         offset, step = life.log.stat().st_size, last_step(self._run)
-        before = whole_checkpoints(self._run)
-        left = self._rng.choice([0, 0, self._rng.randrange(1 << 20)])
+        before = self._damaged()
+        left = self._rng.choice([0, 0, self._rng.randrange(_LESS_THAN_A_CHECKPOINT)])
         strike = Strike("over a save", step, ended=False)
         # Again and again: a save that was going on removes the oldest checkpoint, and makes room for the next.
         strike.said = _await_line(life, offset, r"CHECKPOINT NOT SAVED at step", partial(self._disk.fill, left))
         _await_line(life, offset + life.output(offset).encode().index(strike.said.encode()), r"\] step \d+/")
-        strike.problems += [f"{path.name} was damaged by the full disk" for path in before[:1] if damage_of(path) is not None]
+        strike.problems += [f"{path.name} was damaged by the full disk" for path in sorted(self._damaged() - before)]
         offset, freed = life.log.stat().st_size, time.monotonic()
         self._disk.free()
         _await_line(life, offset, r"\] saved ")
