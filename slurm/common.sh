@@ -27,7 +27,12 @@ train() {
     local on_rank=(bash -c 'trap "" USR1; exec "$@"' rank "$PYTHON")
     # At every start: a job that was put back may have other nodes. Whoever is missing is the doctor's to name, not srun's to end.
     if [ "${DOCTOR:-yes}" != no ]; then
-        attend srun --kill-on-bad-exit=0 "${on_rank[@]}" "$SNAPSHOT/code/cli.py" doctor "$SNAPSHOT/config.yaml" || code=$?
+        local doctor=(srun --kill-on-bad-exit=0 "${on_rank[@]}" "$SNAPSHOT/code/cli.py" doctor "$SNAPSHOT/config.yaml")
+        attend "${doctor[@]}" || code=$?
+        if [ "$code" = 3 ]; then # ranks were missing, or only late: the first reading of packages from a shared disk is slow
+            code=0
+            attend "${doctor[@]}" || code=$?
+        fi
     fi
     if [ "$code" = 0 ]; then
         attend "$PYTHON" "$SNAPSHOT/code/cli.py" supervise "$run" --max-restarts "${MAX_RESTARTS:-3}" -- \

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from unimo_ds.errors import ConfigError
 from unimo_ds.supervision import supervise
 
 BEGIN = """
@@ -86,3 +87,8 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(tmp_path: Path, way: 
 def test_a_stop_that_was_asked_for_before_is_not_one_of_now(tmp_path: Path) -> None:
     (tmp_path / "REQUEUE").touch()
     assert tries(tmp_path, 'number == 1 and os.kill(os.getpid(), 9); begin(); (folder / "DONE").touch()') == (0, 2)
+
+
+def test_a_mistyped_launcher_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="deepsped: cannot be started: No such file or directory"):
+        supervise(tmp_path, ["deepsped", "--module", "unimo_ds.pretrain"], 3)

@@ -5,10 +5,11 @@ inherit them, so what a killed process held is free at once although its childre
 """
 
 import fcntl
+from io import FileIO
 from typing import IO
 
 
-def try_lock(file: IO[str]) -> bool:
+def try_lock(file: IO[str] | FileIO) -> bool:
     """Takes the lock of an open file; False if another process has it.
 
     Raises:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from unimo_ds import errors
+from unimo_ds.errors import ConfigError
 from unimo_ds.processes import is_finished
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)  # an interrupt of the terminal reaches the launcher by itself
@@ -53,6 +54,9 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
 
     Returns:
         0 if the run has ended, or was asked to stop and has saved; else the launcher's exit code.
+
+    Raises:
+        ConfigError: the launcher cannot be started.
     """
     fruitless = restarts = 0
     while True:
@@ -92,18 +96,24 @@ def _is_of_the_user(cause: str) -> bool:
 
 def _run(command: Sequence[str]) -> tuple[int, bool]:
     """The exit code, and whether this process was asked to stop meanwhile; the launcher is asked too."""
-    asked = False
-    process = subprocess.Popen(command)
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        if number != signal.SIGINT:
+        asked.append(number)
+        if process is not None and number != signal.SIGINT:
             process.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (*_FORWARDED, signal.SIGINT)}
     try:
-        return process.wait(), asked
+        process = subprocess.Popen(command)
+        for number in asked:  # which came before there was anybody to tell
+            process.send_signal(number)
+        return process.wait(), bool(asked)
+    except OSError as error:
+        raise ConfigError(
+            f"{command[0]}: cannot be started: {error.strerror}; give the launcher with its words after --"
+        ) from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,12 +1,10 @@
 """A second job in a run folder waits, and is told whom for."""
 
-import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 
 from unimo_ds.engine import run_lock
 from unimo_ds.engine.run_lock import alone_in
-from unimo_ds.errors import TrainingError
+from unimo_ds.errors import TrainingError, UnimoError
 
 JOB = """
 import json, os, platform, sys
@@ -55,28 +53,10 @@ def test_a_second_job_goes_on_as_soon_as_the_first_has_ended(tmp_path: Path, job
         assert json.loads((tmp_path / "run/lock").read_text()) == {"host": platform.node(), "pid": os.getpid()}
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_the_lock_of_another_host_counts_as_long_as_there_are_signs_of_life(
-    tmp_path: Path, job: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, alive: bool
-) -> None:
-    def signs(folder: Path) -> str:
-        return str(time.monotonic() if alive else 0)
-
-    monkeypatch.setattr(run_lock, "_signs_of_life", signs)
-    monkeypatch.setattr(platform, "node", lambda: "another")
-    refused = pytest.raises(TrainingError, match="trains in this folder") if alive else contextlib.nullcontext()
-    with refused, alone_in(tmp_path / "run", 0.3):
-        assert not alive
-
-
-def test_a_line_of_the_log_and_the_file_of_rank_0_are_signs_of_life(tmp_path: Path) -> None:
-    found = [run_lock._signs_of_life(tmp_path)]
-    for name in ("metrics.jsonl", "ranks/rank-0000.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        for content in ("{}", "{}{}"):
-            (tmp_path / name).write_text(content)
-            found.append(run_lock._signs_of_life(tmp_path))
-    assert len(set(found)) == 5
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnimoError, match=r"the run cannot start: .*choose another folder"), alone_in(tmp_path / "file/run", 0):
+        pytest.fail("it trained")
 
 
 def test_ranks_other_than_0_do_not_wait(tmp_path: Path, job: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:

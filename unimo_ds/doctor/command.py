@@ -29,6 +29,8 @@ _MEETING = 45.0  # until all have joined; or training.timeouts.start_up, if that
 _LATECOMERS = 5.0  # and have said what they are
 _END = 55.0
 
+_FAULT, _INCOMPLETE = 1, 3  # exit codes; ranks that read a cold file system for the first time may only be late: look again
+
 
 class Examination:
     """What one rank looks at.
@@ -123,7 +125,7 @@ def run_doctor(config: Path | None, overrides: Sequence[str]) -> int:
         config, overrides: the run that is to start; None: only what no run is needed for.
 
     Returns:
-        The exit code, the same on every rank: 1 if something must be mended.
+        The exit code, the same on every rank: 1 if something must be mended, 3 if ranks are missing.
 
     Raises:
         UnimoError: the ranks could not meet.
@@ -152,7 +154,7 @@ def _alone(examination: Examination, started: float) -> int:
     findings = {**diagnose(job), **{finding: [0] for finding in wrong}}
     lines = ["", *(f"{check.what}: {check.state}" for check in checks)]
     print(make_page(job, examination.what, findings, time.monotonic() - started, lines), flush=True)
-    return int(any(finding.fault for finding in findings))
+    return _FAULT if any(finding.fault for finding in findings) else 0
 
 
 def _lead(meeting: Meeting, examination: Examination, started: float) -> int:
@@ -177,7 +179,7 @@ def _lead(meeting: Meeting, examination: Examination, started: float) -> int:
     places = {rank: _place(rank, joined, here) for rank in everyone if rank not in joined}
     job = Job(len(everyone), waiting, joined, facts, views, links, expected, places)
     findings = diagnose(job)
-    code = int(any(finding.fault for finding in findings))
+    code = _INCOMPLETE if not complete else _FAULT if any(finding.fault for finding in findings) else 0
     print(make_page(job, examination.what, findings, time.monotonic() - started), flush=True)
     meeting.announce("code", code)
     meeting.leave([rank for rank in views if rank != here.rank], _LATECOMERS)
@@ -240,4 +242,4 @@ def main(arguments: list[str] | None = None) -> int:
     except UnimoError as error:
         if here.rank <= 1 or here.local_rank == 0:  # rank 0 may be the one that is lost: one rank a node says so
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return _FAULT

@@ -5,7 +5,6 @@ needs a place in memory that is a multiple of a disk's block, 128 numbers; where
 and Adam takes what the memory held before.
 """
 
-import fcntl
 from pathlib import Path
 from types import MethodType
 from typing import IO, Any
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from unimo_ds import distributed
 from unimo_ds.errors import ConfigError
+from unimo_ds.locks import try_lock
+from unimo_ds.progress import say
 
 
 def occupy(folder: Path) -> IO[str]:
@@ -31,12 +32,13 @@ def occupy(folder: Path) -> IO[str]:
     except OSError as error:
         raise ConfigError(f"training.offload_folder = {folder}: cannot be written to ({error.strerror})") from error
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = try_lock(file)
     except OSError as error:
+        say(f"NOTE: {file.name} cannot be locked ({error.strerror}): see to it that no other run offloads there")
+        return file
+    if not alone:
         file.close()
-        raise ConfigError(
-            f"training.offload_folder = {folder}: another run is there ({error.strerror}); give each run a folder of its own"
-        ) from error
+        raise ConfigError(f"training.offload_folder = {folder}: another run is there; give each run a folder of its own")
     return file
 
 

@@ -100,7 +100,7 @@ class RunLog:
         if not enabled:
             return
         self._metrics, self._events = _Lines(folder / "metrics.jsonl"), _Lines(folder / "events.jsonl")
-        with _refusals(folder):
+        with refusals(folder):
             self._metrics.write()
             self._scalars = self._open_scalars()
 
@@ -135,7 +135,7 @@ class RunLog:
                 "data": data,
             }
         )
-        with _refusals(self.folder):
+        with refusals(self.folder):
             replace_text(self.folder / "config.yaml", config_yaml)
             replace_text(path, json.dumps({"starts": starts}, indent=1))
 
@@ -215,7 +215,7 @@ class SampleLog:
 
 
 @contextmanager
-def _refusals(folder: Path) -> Iterator[None]:
+def refusals(folder: Path) -> Iterator[None]:
     """A disk that refuses what a run cannot start without.
 
     Raises:
@@ -243,7 +243,7 @@ def forget_after(folder: Path, step: int) -> None:
             found = path.read_text(encoding="utf-8")
             kept = "".join(line + "\n" for line in found.splitlines() if _step_of(line) <= step)
             if kept != found:
-                with _refusals(folder):
+                with refusals(folder):
                     replace_text(path, kept)
 
 
