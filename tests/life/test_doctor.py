@@ -82,7 +82,7 @@ def test_a_rank_that_is_missing(inputs: Path) -> None:
     job = Job(small_run.write_config(inputs, "incomplete", timeouts={"start_up": 3}))
     job.start(0)
     codes, page = job.end()
-    assert codes == [1]
+    assert codes == [3]
     assert re.search(r"FAULT rank 1 (on node 1 of node\[1-2\]|\(node2\)): did not join within 3 s do: look into", page), page
 
 
