@@ -76,7 +76,7 @@ def draw(outcome: Outcome) -> str:
             title = escape(f"{row.number}: {row.kind} at step {row.step}")
             parts.append(f'<circle cx="{across}" cy="{up}" r="4" fill="{colours[row.kind]}"><title>{title}</title></circle>')
     for number, (kind, colour) in enumerate(colours.items()):
-        across, down = _LEFT + 182 * (number % 5), 14 + 16 * (number // 5)
+        across, down = _LEFT + 228 * (number % 4), 14 + 16 * (number // 4)
         parts.append(f'<circle cx="{across}" cy="{down}" r="4" fill="{colour}"/>')
         parts.append(f'<text x="{across + 8}" y="{down + 4}" font-size="10">{escape(kind)}</text>')
     words = "loss by step: grey, the run that was left alone; black, the one that was struck"
