@@ -19,7 +19,11 @@ train() {
     trap 'time_is_up=yes; ask_to_save' USR1
     trap ask_to_save TERM # scancel, or a preemption after which Slurm requeues by itself
     # Code and configuration as they are at the first start; `slurm/submit.sh` has taken them when the job was submitted.
+    # What is edited later must not lead a job that was put back elsewhere: it finds its snapshot by a note.
+    local note=".unimo-job-$SLURM_JOB_ID"
+    if [ -z "${SNAPSHOT:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$note" ]; then SNAPSHOT=$(cat "$note"); fi
     SNAPSHOT=${SNAPSHOT:-$("$PYTHON" -m unimo_ds.snapshot "$1" "job-$SLURM_JOB_ID" "${@:2}")}
+    { echo "$SNAPSHOT" >"$note"; } 2>/dev/null || true # a folder that cannot be written to keeps no note
     export PYTHONPATH="$SNAPSHOT/code${PYTHONPATH:+:$PYTHONPATH}"
     local run code=0
     run=$(dirname "$(dirname "$SNAPSHOT")")
@@ -27,9 +31,10 @@ train() {
     local on_rank=(bash -c 'trap "" USR1; exec "$@"' rank "$PYTHON")
     # At every start: a job that was put back may have other nodes. Whoever is missing is the doctor's to name, not srun's to end.
     if [ "${DOCTOR:-yes}" != no ]; then
-        local doctor=(srun --kill-on-bad-exit=0 "${on_rank[@]}" "$SNAPSHOT/code/cli.py" doctor "$SNAPSHOT/config.yaml")
+        local doctor=(srun --kill-on-bad-exit=0 --wait=60 "${on_rank[@]}" "$SNAPSHOT/code/cli.py" doctor "$SNAPSHOT/config.yaml")
         attend "${doctor[@]}" || code=$?
-        if [ "$code" = 3 ]; then # ranks were missing, or only late: the first reading of packages from a shared disk is slow
+        # Ranks were missing, or only late (the first reading of packages from a shared disk is slow), or hung until --wait ended them.
+        if [ "$code" = 3 ] || { [ "$code" -gt 128 ] && [ -z "$reminder" ]; }; then
             code=0
             attend "${doctor[@]}" || code=$?
         fi
@@ -40,6 +45,7 @@ train() {
     fi
     [ -z "$reminder" ] || kill "$reminder" 2>/dev/null || true
     requeue_if_wanted "$run"
+    [ -n "$reminder" ] || rm -f "$note" # whoever asked it to stop may put it back
     exit "$code"
 }
 

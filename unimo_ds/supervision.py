@@ -53,7 +53,7 @@ def supervise(folder: Path, command: Sequence[str], max_restarts: int) -> int:
         max_restarts: how often it is started again, at most.
 
     Returns:
-        0 if the run has ended, or was asked to stop and has saved; else the launcher's exit code.
+        0 if the run has ended; else the launcher's exit code, also where it was asked to stop.
 
     Raises:
         ConfigError: the launcher cannot be started.

@@ -16,7 +16,7 @@ from unimo_ds.config import TrainingSection
 from unimo_ds.data.loader import StepData
 from unimo_ds.engine.background_check import BackgroundCheck
 from unimo_ds.engine.checkpoint import resume, save_checkpoint
-from unimo_ds.engine.checkpoint_folder import Extras, find_checkpoint, read_guards, read_state, read_weights
+from unimo_ds.engine.checkpoint_folder import Extras, checkpoint_name, find_checkpoint, read_guards, read_state, read_weights
 from unimo_ds.engine.engine import Engine, Passes, StepResult
 from unimo_ds.engine.guards import Guards, LeftOut
 from unimo_ds.engine.run_log import DAMAGED, LEFT_OUT, ROLLED_BACK, RunLog, SampleLog, forget_after, rolled_back, was_evaluated
@@ -212,6 +212,8 @@ class TrainingRun(ABC):
         draws = [(draw.corpus, draw.number, draw.index) for draw in step_data.draws]
         values = {"cause": left_out.cause, "loss": result.loss, "samples": distributed.gather_objects(draws)}
         wanted = left_out.spike and guards.spike == "roll_back"
+        if wanted:
+            self._watch.enter("prepare", step)  # a checkpoint is read and checked: no step takes as long
         checkpoint = find_checkpoint(self._folder / "checkpoints") if wanted else None
         self._log.say(f"step {step} left out: {left_out.cause}")
         if checkpoint is None:
@@ -261,7 +263,8 @@ class TrainingRun(ABC):
         """Saves and leaves; a file tells the batch script that the job wants to be started again."""
         reason = stop.received or "another rank's request, or training.stop_after_minutes"
         self._log.say(f"asked to stop ({reason}) after step {step}: saving")
-        if step > self._first_step:
+        saved = self._folder / "checkpoints" / checkpoint_name(step)
+        if step > self._first_step and self._checkpoint != saved:
             self._save(step)
         self._leave_mark("REQUEUE", step)
 

@@ -57,6 +57,8 @@ def test_a_job_that_its_time_limit_ends_goes_on_and_ends_with_the_same_weights(c
     assert ended["Restarts"] == "0" and "2 ranks" in said and (inputs / "whole/DONE").exists()
 
     limited = cluster.submit(inputs / "limited.out", "--time=2", "--signal=B:USR1@60", BATCH, str(configs["limited"]))
+    wait_for_lines(inputs / "limited", 1)
+    configs["limited"].write_text("no: configuration")  # a job that is put back keeps its own
     ended = cluster.wait(limited, 600)
     said = (inputs / "limited.out").read_text()
     assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, said

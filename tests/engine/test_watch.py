@@ -25,7 +25,9 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
 def write(watch: Watch, rank: int, beat: int, **stand: Any) -> None:
     known = {"host": f"host{rank}", "pid": 100 + rank, "phase": "step", "step": 7, "where": "f (a/b.py:3)", "ended": None}
     content = {**known, "waiting": True, "beat": beat, **stand}
-    (watch._folder / f"rank-{rank:04}.json").write_text(json.dumps(content))
+    path = watch._folder / f"rank-{rank:04}.json"
+    if not path.exists() or json.loads(path.read_text()) != content:  # a silent rank does not write
+        path.write_text(json.dumps(content))
 
 
 def look(watch: Watch, times: int, silent: set[int], **of_rank_5: Any) -> list[int]:
@@ -93,3 +95,18 @@ def test_a_step_may_take_ten_times_the_longest_so_far(watch: Watch, monkeypatch:
     assert watch._limit() == 30.0
     watch.enter("save", 3)
     assert watch._limit() == 1800
+
+
+def test_ranks_on_a_full_disk_are_not_silent(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    for rank in range(1, WORLD):
+        write(watch, rank, 0)
+    watch._write()
+    monkeypatch.setattr(Path, "write_text", refuse)
+    for _ in range(6):
+        watch._write()
+        silent = watch._look()
+        time.sleep(0.01)
+    assert silent == list(range(1, WORLD))  # which write nothing here; rank 0 tries

@@ -51,7 +51,7 @@ class Rank:
     """A started rank; a `Process`."""
 
     def __init__(self, module: str, words: Sequence[str], environment: dict[str, str], folder: Path) -> None:
-        self._files = Path(tempfile.mkdtemp(prefix="rank-"))
+        self._files = Path(tempfile.mkdtemp(dir=_all_files().name))
         self.returncode: int | None = None
         request = {"module": module, "words": list(words), "environment": environment, "folder": str(folder)}
         server = _server(str(folder))
@@ -92,6 +92,12 @@ class Rank:
 
     def _output(self) -> str:
         return (self._files / "output").read_text(errors="replace")
+
+
+@functools.cache
+def _all_files() -> "tempfile.TemporaryDirectory[str]":
+    """Where ranks have a folder each; removed with this process."""
+    return tempfile.TemporaryDirectory(prefix="ranks-")
 
 
 @functools.cache

@@ -110,7 +110,9 @@ class Examination:
             stuck = Finding(
                 f"could not look at {self.at} within {_LOOKING:.0f} s", "does its file system answer? `ls` it on that host"
             )
-            return Facts(platform.node(), "unknown", "", 0, 0, {}, [stuck])
+        except Exception as error:  # of CUDA, of a library: the page says it, whichever rank it is
+            stuck = Finding(f"could not look at {self.at}: {type(error).__name__}: {error}")
+        return Facts(platform.node(), "unknown", "", 0, 0, {}, [stuck])
 
     def close(self) -> None:
         """Removes what was written to try the disk."""

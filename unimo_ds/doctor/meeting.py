@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -82,8 +83,18 @@ class Meeting:
         )
 
     def post(self, topic: str, value: Any) -> None:
-        """Puts down what this rank knows."""
-        self._store.set(f"{topic}/{self._here.rank}", json.dumps(value))
+        """Puts down what this rank knows.
+
+        Raises:
+            UnimoError: rank 0 has gone.
+        """
+        try:
+            self._store.set(f"{topic}/{self._here.rank}", json.dumps(value))
+        except dist.DistError as error:
+            raise UnimoError(
+                f"rank {self._here.rank} ({platform.node()}): rank 0 at {self._address}:{self._port} has left the meeting; its "
+                "page says why"
+            ) from error
 
     def gather(self, topic: str, ranks: Collection[int], deadline: float) -> dict[int, Any]:
         """What has been put down by `ranks` until `deadline` (of `time.monotonic`), in the order of ranks."""
@@ -114,9 +125,10 @@ class Meeting:
 
     def leave(self, ranks: Collection[int], seconds: float) -> None:
         """Ends the meeting; rank 0, whose process holds the store, waits until `ranks` have left."""
-        self.post("left", True)
-        # Whoever ends right after a word to the store may take it along; an answer to a question says that it is there.
-        self._store.check(["code"])
+        with suppress(dist.DistError):  # rank 0 may have gone already
+            self._store.set(f"left/{self._here.rank}", json.dumps(True))
+            # Whoever ends right after a word to the store may take it along; an answer to a question says that it is there.
+            self._store.check(["code"])
         if self._here.rank == 0:
             self.gather("left", ranks, time.monotonic() + seconds)
 

@@ -62,8 +62,11 @@ def save_checkpoint(
     problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(shares) if problem]
     if distributed.rank() == 0 and not problems:
         joined = {name: facts for _, part in shares for name, facts in part.items()}
-        problem = _try(lambda: _publish(temporary, final, step, joined, keep, damaged))
+        problem = _try(lambda: _publish(temporary, final, step, joined))
         problems = [f"rank 0: {problem}"] if problem else []
+        left = None if problems else _try(lambda: _remove_old(final, keep, damaged))
+        if left:
+            say(f"WARNING: {final} is saved, but what is older could not be removed: {left}", error=True)
     problems = distributed.from_rank_0(problems)
     if problems:
         if distributed.rank() == 0:
@@ -108,15 +111,14 @@ def _write_share(
     return facts_of(folder, [folder / name, *(write_content(folder, weights, extras) if distributed.rank() == 0 else [])])
 
 
-def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str, Any]], keep: int, damaged: Set[Path]) -> None:
-    """Makes the checkpoint visible, then removes the oldest ones."""
+def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
+    """Makes the checkpoint visible."""
     write_manifest(temporary, step, files)
     if final.exists():  # a resumed run saves this step again: the old one goes out of the way first
         old = final.with_name(f".old-{final.name}")
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
         temporary.rename(final)
-        shutil.rmtree(old)
     else:
         temporary.rename(final)
     pointer = final.parent / ".latest.tmp"
@@ -124,8 +126,11 @@ def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str,
     sync(pointer)
     os.replace(pointer, final.parent / "latest")
     sync(final.parent)
+
+
+def _remove_old(final: Path, keep: int, damaged: Set[Path]) -> None:
     remove_old(final, keep, damaged)
-    for half in (*final.parent.glob(".saving-*"), *final.parent.glob(".old-*")):  # of starts that were killed
+    for half in (*final.parent.glob(".saving-*"), *final.parent.glob(".old-*")):  # of this save, and of starts that were killed
         shutil.rmtree(half)
 
 

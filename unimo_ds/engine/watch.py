@@ -61,6 +61,7 @@ class Watch:
         self._unchanged: dict[int, int] = {}  # at how many looks in a row each was the same
         self._beats = 0
         self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Watch":
         if self._here.world_size > 1:
@@ -68,7 +69,7 @@ class Watch:
             for name in ("failure.txt", f"{self._name}.json", f"{self._name}.stacks", f"{self._name}.traceback"):
                 (self._folder / name).unlink(missing_ok=True)
             self._write()  # host and process are known from now on, however soon it ends
-            threading.Thread(target=self._run, daemon=True).start()
+            self._thread.start()
         return self
 
     def enter(self, phase: Phase, step: int = 0) -> None:
@@ -87,6 +88,7 @@ class Watch:
                 (self._folder / f"{self._name}.traceback").write_text("".join(traceback.format_exception(error)))
             self._give_up(self._broken_connection(str(error).strip().splitlines()[-1]))
         self._closed.set()
+        self._thread.join(self._beat)  # its last word would come after ours
         self._write("ended without error" if error is None else f"ended with {type(error).__name__}: {error}")
 
     @property
@@ -141,7 +143,8 @@ class Watch:
             temporary.write_text(json.dumps(stand), encoding="utf-8")
             temporary.replace(self._folder / f"{self._name}.json")
         except OSError:
-            return
+            with suppress(OSError):  # a full disk takes no content; the time of change needs no space
+                os.utime(self._folder / f"{self._name}.json")
 
     def _where(self) -> tuple[str, bool]:
         """The line that the main thread is at, and whether it waits for other ranks there."""
@@ -160,8 +163,9 @@ class Watch:
         """Where every rank stands, this one included, by rank; None where a rank has left no word."""
         found: dict[int, Any] = {}
         for rank in range(self._here.world_size):
+            path = self._folder / f"rank-{rank:04}.json"
             try:
-                found[rank] = json.loads((self._folder / f"rank-{rank:04}.json").read_text(encoding="utf-8"))
+                found[rank] = {**json.loads(path.read_text(encoding="utf-8")), "written": path.stat().st_mtime_ns}
             except (OSError, ValueError):
                 found[rank] = None
         return found
