@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from unimo_ds.engine.checkpoint import _publish, _remove_old
-from unimo_ds.engine.checkpoint_folder import Extras, facts_of, write_content
+from unimo_ds.engine.checkpoint import _publish
+from unimo_ds.engine.checkpoint_folder import Extras, facts_of, remove_old, write_content
 
 
 def test_half_saves_are_removed_and_what_was_passed_over_takes_no_place(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_half_saves_are_removed_and_what_was_passed_over_takes_no_place(tmp_path
     temporary.mkdir()
     # Of step 20, which is damaged, the run has gone back to step 16, and was asked to stop after step 18.
     _publish(temporary, tmp_path / "step-00000018", 18, {})
-    _remove_old(tmp_path / "step-00000018", keep=2, damaged=frozenset())
+    remove_old(tmp_path / "step-00000018", keep=2, damaged=frozenset())
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         "step-00000016",
         "step-00000018",

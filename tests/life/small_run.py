@@ -13,6 +13,7 @@ from unimo_ds.chaos.inputs import COLOURS, a_colour, a_noun, run_content, write_
 from unimo_ds.chaos.inputs import DETECTOR as DETECTOR
 from unimo_ds.chaos.inputs import write_inputs as write_inputs
 from unimo_ds.chaos.lives import free_port as free_port
+from unimo_ds.chaos.verdicts import read_samples
 from unimo_ds.neighbours import write_neighbours
 from unimo_ds.rewrites import Rewrite, RewrittenCaption, dump_caption, pair_digest
 
@@ -132,9 +133,5 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 def samples(folder: Path) -> dict[int, list[tuple[int, int]]]:
     """For each step the sorted `(corpus, draw)` of all ranks."""
-    steps: dict[int, list[tuple[int, int]]] = {}
-    for path in sorted(folder.glob("samples-rank*.jsonl")):
-        for line in path.read_text().splitlines():
-            content = json.loads(line)
-            steps.setdefault(content["step"], []).extend((corpus, draw) for corpus, draw, _ in content["samples"])
-    return {step: sorted(drawn) for step, drawn in sorted(steps.items())}
+    steps = sorted(read_samples(folder).items())
+    return {step: sorted((corpus, draw) for corpus, draw, _ in drawn) for step, drawn in steps}

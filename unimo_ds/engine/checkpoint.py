@@ -64,7 +64,7 @@ def save_checkpoint(
         joined = {name: facts for _, part in shares for name, facts in part.items()}
         problem = _try(lambda: _publish(temporary, final, step, joined))
         problems = [f"rank 0: {problem}"] if problem else []
-        left = None if problems else _try(lambda: _remove_old(final, keep, damaged))
+        left = None if problems else _try(lambda: remove_old(final, keep, damaged))
         if left:
             say(f"WARNING: {final} is saved, but what is older could not be removed: {left}", error=True)
     problems = distributed.from_rank_0(problems)
@@ -126,12 +126,6 @@ def _publish(temporary: Path, final: Path, step: int, files: dict[str, dict[str,
     sync(pointer)
     os.replace(pointer, final.parent / "latest")
     sync(final.parent)
-
-
-def _remove_old(final: Path, keep: int, damaged: Set[Path]) -> None:
-    remove_old(final, keep, damaged)
-    for half in (*final.parent.glob(".saving-*"), *final.parent.glob(".old-*")):  # of this save, and of starts that were killed
-        shutil.rmtree(half)
 
 
 def resume(engine: Engine, checkpoint: Path) -> None:

@@ -176,7 +176,7 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_old(newest: Path, keep: int, damaged: Set[Path]) -> None:
-    """Removes the checkpoints that are older than the `keep` newest whole ones; never the best one.
+    """Removes the checkpoints that are older than the `keep` newest whole ones, never the best one; and what saves have left.
 
     Args:
         newest: the one just saved. Later ones are of a run that this one has gone back from.
@@ -189,6 +189,11 @@ def remove_old(newest: Path, keep: int, damaged: Set[Path]) -> None:
     for path in found:
         if len(kept) == keep and path.name < kept[-1].name and path != best:
             shutil.rmtree(path)
+    for half in (
+        *newest.parent.glob(".saving-*"),
+        *newest.parent.glob(".old-*"),
+    ):  # of this save, and of starts that were killed
+        shutil.rmtree(half)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
